@@ -1,0 +1,1 @@
+"""Tables, sessions, migrations, views and every statement that changes rows."""

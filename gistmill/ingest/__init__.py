@@ -1,0 +1,1 @@
+"""Readers for dataset files: validation with line numbers, row selection."""

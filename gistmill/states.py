@@ -1,0 +1,55 @@
+"""The states that jobs, chunks, datasets and items can be in. docs/state-machine.md draws the moves between them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobKind(StrEnum):
+    """What a job does; there is one queue per kind."""
+
+    SUMMARIZE = "summarize"
+
+
+class JobState(StrEnum):
+    """Where a job is on its way. A pause is a wish beside the state."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """True when nothing can change the job any more, save a retry."""
+        return self in FINAL_JOB_STATES
+
+
+FINAL_JOB_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+CLAIMABLE_JOB_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+
+class ChunkState(StrEnum):
+    """Where a leased piece of a job is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+
+
+class DatasetState(StrEnum):
+    """Whether a dataset can be used."""
+
+    LOADING = "loading"
+    READY = "ready"
+
+
+class ItemState(StrEnum):
+    """How an item ended. `not_run` exists only under a cancelled or failed job."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    NOT_RUN = "not_run"

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: names, manifests, digests, atomic publish. No torch."""

@@ -1,0 +1,1 @@
+"""Text in, text out: the engines and what they share."""
