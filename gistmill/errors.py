@@ -1,28 +1,28 @@
 """Every error that Gistmill raises on purpose.
 
-    GistmillError
-    ├── InvalidInput            the request cannot be carried out as written
-    │   ├── InvalidDataset      rows or columns of a dataset are wrong; `details` name the lines
-    │   ├── InvalidSpec         a job's parameters are wrong; `details` name the fields
-    │   ├── InvalidSelection    a row selection does not parse or is out of range
-    │   ├── InvalidName         a name has characters that names may not have
-    │   └── QueryRefused        a SQL query asks for more than it may
-    ├── NotFound
-    │   ├── UnknownModel, UnknownPrompt, UnknownJob, UnknownDataset
-    ├── Conflict
-    │   ├── NameTaken, AlreadyRunning, JobIsOver
-    │   ├── IdempotencyMismatch     the same key came with another body
-    │   └── IdempotencyInProgress   the first request with this key has not ended
-    ├── NotAllowed
-    │   ├── Unauthorized, ForeignHost
-    ├── ModelError              a checkpoint cannot be used; holds for the whole job
-    │   ├── ModelUnreadable, UnsafeModel, DigestMismatch, UnsupportedModel
-    ├── ItemError               holds for one item; the job goes on
-    │   ├── InputTooLong, DeviceOutOfMemory, GenerationFailed, WorkerCrashed, ChunkFailed
-    ├── Unavailable             retrying is safe
-    │   ├── StoreUnavailable, QueueUnavailable, ApiUnreachable, ModelUnavailable
-    └── Stopped                 control flow in a worker, never shown to a user
-        ├── LeaseLost, JobEnded, Draining, Stalled
+GistmillError
+├── InvalidInput            the request cannot be carried out as written
+│   ├── InvalidDataset      rows or columns of a dataset are wrong; `details` name the lines
+│   ├── InvalidSpec         a job's parameters are wrong; `details` name the fields
+│   ├── InvalidSelection    a row selection does not parse or is out of range
+│   ├── InvalidName         a name has characters that names may not have
+│   └── QueryRefused        a SQL query asks for more than it may
+├── NotFound
+│   ├── UnknownModel, UnknownPrompt, UnknownJob, UnknownDataset
+├── Conflict
+│   ├── NameTaken, AlreadyRunning, JobIsOver
+│   ├── IdempotencyMismatch     the same key came with another body
+│   └── IdempotencyInProgress   the first request with this key has not ended
+├── NotAllowed
+│   ├── Unauthorized, ForeignHost
+├── ModelError              a checkpoint cannot be used; holds for the whole job
+│   ├── ModelUnreadable, UnsafeModel, DigestMismatch, UnsupportedModel
+├── ItemError               holds for one item; the job goes on
+│   ├── InputTooLong, DeviceOutOfMemory, GenerationFailed, WorkerCrashed, ChunkFailed
+├── Unavailable             retrying is safe
+│   ├── StoreUnavailable, QueueUnavailable, ApiUnreachable, ModelUnavailable
+└── Stopped                 control flow in a worker, never shown to a user
+    ├── LeaseLost, JobEnded, Draining, Stalled
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class GistmillError(Exception):
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
 
-    def __init__(
-        self, message: str | None = None, *, details: tuple[Detail, ...] | list[Detail] = (), **fields: Any
-    ) -> None:
+    def __init__(self, message: str | None = None, *, details: tuple[Detail, ...] | list[Detail] = (), **fields: Any) -> None:
         self.message = message or inspect.cleandoc(type(self).__doc__ or "").split("\n")[0]
         self.details = tuple(details)
         self.fields = fields

@@ -1,0 +1,140 @@
+"""What users read back: the shapes that the api answers with and the client understands."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+
+class View(BaseModel):
+    """A shape that grows: a client ignores fields that a newer server adds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Counts(View):
+    """The counts of a job. items = succeeded + failed + not_run once it ended; generated + shared = succeeded."""
+
+    items: int = 0
+    distinct: int = Field(0, description="Distinct dialogues among the items.")
+    generated: int = Field(0, description="Items whose summary this job generated.")
+    shared: int = Field(0, description="Items that point at a summary that was made already.")
+    succeeded: int = 0
+    failed: int = 0
+    not_run: int = 0
+    truncated: int = Field(0, description="Items whose prompt was cut.")
+    cut_off: int = Field(0, description="Items whose summary reached max_new_tokens.")
+
+
+class JobView(View):
+    """A job as it stands."""
+
+    id: str
+    kind: str
+    state: str
+    paused: bool = False
+    dataset: str
+    select: str | None = None
+    model: str
+    prompt: str
+    generation: dict[str, Any] = {}
+    priority: int = 0
+    labels: dict[str, str] = {}
+    counts: Counts = Counts()
+    chunks_left: int = 0
+    waits_for: str | None = Field(None, description="Why nothing runs, when a reason is known.")
+    error: dict[str, Any] | None = None
+    warnings: list[str] = []
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    dialogues_per_s: float | None = Field(None, description="Distinct dialogues that reached an end per second of running.")
+
+
+class DatasetView(View):
+    """A dataset as it stands."""
+
+    id: str
+    name: str
+    state: str
+    digest: str
+    rows: int
+    dialogues: int = Field(description="Distinct dialogues.")
+    format: str
+    created_at: datetime | None = None
+    warnings: list[str] = []
+
+
+class ModelView(View):
+    """A model version."""
+
+    name: str
+    version: int
+    digest: str
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    dtype: str
+    source: str
+    created_at: datetime | None = None
+
+
+class WorkerView(View):
+    """A worker process."""
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    device_name: str
+    engine: str
+    kinds: list[str]
+    state: str = Field(description="idle, busy, draining or gone")
+    job: str | None = None
+    model: str | None = None
+    started_at: datetime | None = None
+    seen_at: datetime | None = None
+
+
+class ResultView(View):
+    """One summarized item."""
+
+    cursor: str = Field(description="Ask for `after` this to go on behind it.")
+    row: int
+    id: str
+    summary: str
+    finish_reason: str
+    tokens_in: int
+    tokens_out: int
+    truncated: bool = False
+    shared: bool = False
+
+
+class ItemErrorView(View):
+    """One failed item."""
+
+    cursor: str
+    row: int
+    id: str
+    code: str
+    message: str
+
+
+class Page(View, Generic[T]):
+    """A page of a list."""
+
+    data: list[T]
+    has_more: bool = False
+    next: str | None = None
+
+
+class QueryView(View):
+    """The answer to a SQL query."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    truncated: bool = Field(False, description="True when more rows than allowed were left out.")
