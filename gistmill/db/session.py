@@ -1,0 +1,170 @@
+"""One way into the database: read and write transactions, with foreign errors translated once."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from gistmill.errors import InvalidInput, StoreUnavailable
+
+T = TypeVar("T")
+
+WRITE = "gistmill_write"
+BUSY_S = 30
+ATTEMPTS = 6
+# PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
+REPEATABLE_STATES = frozenset({"40001", "40P01"})
+
+
+class Database:
+    """A database with its connections.
+
+    `write` begins with BEGIN IMMEDIATE on SQLite: a read that turns into a write there fails at once instead of waiting.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def is_sqlite(self) -> bool:
+        """True on SQLite, false on PostgreSQL."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection inside a transaction that sees one state (SQLite) or committed states (PostgreSQL)."""
+        with translated(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Give a connection inside a transaction that may write; it commits at the end unless an exception leaves the block."""
+        with translated(), self.engine.connect() as plain:
+            connection = plain.execution_options(**{WRITE: True})
+            with connection.begin():
+                yield connection
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns, having committed it. A deadlock or serialization failure repeats it from the start.
+
+        Raises:
+            StoreUnavailable: the database did not answer; whether it committed is then unknown.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                with self.write() as connection:
+                    return work(connection)
+            except StoreUnavailable as error:
+                if not _is_repeatable(error.__cause__) or attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def open_database(url: str, *, connections: int = 2, statement_timeout_s: float = 30.0) -> Database:
+    """Return the database of this URL; nothing is contacted yet.
+
+    Raises:
+        InvalidInput: the URL is neither SQLite nor PostgreSQL with psycopg.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InvalidInput("GISTMILL_DATABASE__URL is not a database URL.") from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
+        return Database(_sqlite_engine(parsed, connections))
+    if parsed.drivername == "postgresql+psycopg":
+        return Database(_postgresql_engine(parsed, connections, statement_timeout_s))
+    raise InvalidInput(f"GISTMILL_DATABASE__URL begins with '{parsed.drivername}'; use sqlite:///… or postgresql+psycopg://…")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's ways of saying that the database does not answer into StoreUnavailable."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise StoreUnavailable(f"The database does not answer: {_reason(error)}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StoreUnavailable(f"The database connection was lost: {_reason(error)}") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "orig", None) or error)
+    return text.strip().split("\n")[0]
+
+
+def _is_repeatable(error: BaseException | None) -> bool:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in REPEATABLE_STATES
+
+
+def _sqlite_engine(url: Any, connections: int) -> Engine:
+    if url.database:
+        Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=BUSY_S,
+        connect_args={"timeout": BUSY_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+        for pragma in (
+            "auto_vacuum=INCREMENTAL",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "cache_size=-16384",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        is_write = connection.get_execution_options().get(WRITE, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(url: Any, connections: int, statement_timeout_s: float) -> Engine:
+    try:
+        return create_engine(
+            url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=BUSY_S,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": 5,
+                "application_name": "gistmill",
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} -c timezone=UTC",
+            },
+        )
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise InvalidInput("PostgreSQL needs the driver psycopg: pip install 'gistmill[postgres]'") from error

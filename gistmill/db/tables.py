@@ -1,0 +1,319 @@
+"""The tables. They are ours and may change; the views in views.py are the contract.
+
+Only tenants, datasets, jobs, chunks, models and workers are ever updated. The rest is insert-only, save that a later attempt
+of a job may replace an error in `results`. Big tables have integer keys; what users name has a prefixed time-ordered id beside its key.
+Times are seconds since 1970 as floats, read from the database's own clock (clock.py).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite counts up only a plain INTEGER primary key.
+Key = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _key() -> Column[int]:
+    return Column("key", Key, primary_key=True, autoincrement=True)
+
+
+def _tenant() -> Column[int]:
+    return Column("tenant_key", Key, ForeignKey("tenants.key"), nullable=False)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    _key(),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("weight", Float, nullable=False, server_default="1"),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    _key(),
+    Column("id", String(40), nullable=False, unique=True),
+    _tenant(),
+    Column("name", String(300), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("format", String(10), nullable=False),
+    Column("mapping", JSON, nullable=False),
+    Column("warnings", JSON, nullable=False),
+    _count("rows"),
+    _count("dialogues"),
+    _count("ranked"),
+    Column("lease_owner", String(40)),
+    Column("lease_until", Float),
+    Column("created_at", Float, nullable=False),
+    Column("ready_at", Float),
+    UniqueConstraint("tenant_key", "digest"),
+    Index("ix_datasets_tenant_key_name", "tenant_key", "name"),
+)
+
+dialogues = Table(
+    "dialogues",
+    metadata,
+    _key(),
+    _tenant(),
+    Column("digest", String(64), nullable=False),
+    Column("characters", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    UniqueConstraint("tenant_key", "digest"),
+)
+
+# `occurrence` numbers the rows of one dialogue from 0; a sampled draw is keyed by it.
+dataset_rows = Table(
+    "dataset_rows",
+    metadata,
+    Column("dataset_key", Key, ForeignKey("datasets.key"), primary_key=True),
+    Column("row_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", String(500), nullable=False),
+    Column("dialogue_key", Key, ForeignKey("dialogues.key"), nullable=False),
+    Column("occurrence", BigInteger, nullable=False),
+    Column("references", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Index("uq_dataset_rows_occurrence", "dataset_key", "dialogue_key", "occurrence", unique=True),
+)
+
+# The rank of each distinct dialogue of a dataset by (characters, digest): neighbours cost alike.
+dataset_dialogues = Table(
+    "dataset_dialogues",
+    metadata,
+    Column("dataset_key", Key, ForeignKey("datasets.key"), primary_key=True),
+    Column("rank", BigInteger, primary_key=True, autoincrement=False),
+    Column("dialogue_key", Key, ForeignKey("dialogues.key"), nullable=False),
+    Column("rows", BigInteger, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    _key(),
+    _tenant(),
+    Column("name", String(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("manifest", JSON, nullable=False),
+    Column("weight_bytes", BigInteger, nullable=False),
+    Column("source", String(500), nullable=False),
+    Column("job_key", Key),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("tenant_key", "name", "version"),
+    UniqueConstraint("job_key"),
+)
+
+recipes = Table(
+    "recipes",
+    metadata,
+    _key(),
+    _tenant(),
+    Column("digest", String(64), nullable=False),
+    Column("body", JSON, nullable=False),
+    UniqueConstraint("tenant_key", "digest"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _key(),
+    Column("id", String(40), nullable=False, unique=True),
+    _tenant(),
+    Column("kind", String(20), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("spec_version", Integer, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("warnings", JSON, nullable=False),
+    Column("idempotency_key", String(200)),
+    Column("request_digest", String(64), nullable=False),
+    Column("dataset_key", Key, ForeignKey("datasets.key")),
+    Column("recipe_key", Key, ForeignKey("recipes.key")),
+    Column("model_key", Key, ForeignKey("models.key")),
+    Column("model_digest", String(64)),
+    Column("min_device_bytes", BigInteger, nullable=False, server_default="0"),
+    # The rows of the job: start, stop and step over the row number, or `job_rows` when step is 0.
+    Column("row_start", BigInteger, nullable=False, server_default="0"),
+    Column("row_stop", BigInteger, nullable=False, server_default="0"),
+    Column("row_step", BigInteger, nullable=False, server_default="1"),
+    _count("items"),
+    _count("distinct_dialogues"),
+    _count("succeeded"),
+    _count("failed"),
+    _count("not_run"),
+    _count("generated"),
+    _count("shared"),
+    _count("truncated"),
+    _count("cut_off"),
+    _count("chunks"),
+    _count("chunks_left"),
+    _count("arrival"),
+    Column("error", JSON),
+    Column("created_at", Float, nullable=False),
+    Column("claimed_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Index(
+        "uq_jobs_idempotency_key",
+        "tenant_key",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=text("idempotency_key IS NOT NULL"),
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index("ix_jobs_state_tenant", "state", "tenant_key"),
+)
+
+job_rows = Table(
+    "job_rows",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("row_number", BigInteger, primary_key=True, autoincrement=False),
+)
+
+job_dependencies = Table(
+    "job_dependencies",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("needs_key", Key, ForeignKey("jobs.key"), primary_key=True),
+)
+
+# Ranks are first to last, both inside. The epoch fences writers and never falls.
+chunks = Table(
+    "chunks",
+    metadata,
+    _key(),
+    Column("job_key", Key, ForeignKey("jobs.key"), nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("first_rank", BigInteger, nullable=False),
+    Column("last_rank", BigInteger, nullable=False),
+    Column("dialogues", Integer, nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("epoch", Integer, nullable=False, server_default="0"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("progressed", Boolean, nullable=False, server_default=text("false")),
+    Column("owner", String(40)),
+    Column("lease_until", Float),
+    Column("run_at", Float, nullable=False, server_default="0"),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("outcome", String(20)),
+    Column("error", JSON),
+    UniqueConstraint("job_key", "ordinal"),
+    Index(
+        "ix_chunks_queued",
+        "job_key",
+        "ordinal",
+        sqlite_where=text("state = 'queued'"),
+        postgresql_where=text("state = 'queued'"),
+    ),
+    Index(
+        "ix_chunks_running",
+        "lease_until",
+        "job_key",
+        "owner",
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
+    Index("ix_chunks_finished", "job_key", "finished_at"),
+)
+
+generations = Table(
+    "generations",
+    metadata,
+    _key(),
+    Column("recipe_key", Key, ForeignKey("recipes.key"), nullable=False),
+    Column("dialogue_key", Key, ForeignKey("dialogues.key"), nullable=False),
+    Column("draw", BigInteger, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("finish_reason", String(10), nullable=False),
+    Column("tokens_in", Integer, nullable=False),
+    Column("tokens_out", Integer, nullable=False),
+    Column("truncated", Boolean, nullable=False),
+    Column("engine", String(30), nullable=False),
+    Column("device", String(80), nullable=False),
+    Column("dtype", String(20), nullable=False),
+    Column("chunk_key", Key, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("uq_generations_work", "recipe_key", "dialogue_key", "draw", unique=True),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("row_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
+    Column("arrival", BigInteger, nullable=False),
+    Column("generation_key", Key, ForeignKey("generations.key")),
+    Column("shared", Boolean, nullable=False, server_default=text("false")),
+    Column("error_code", String(40)),
+    Column("error_message", Text),
+    Column("chunk_key", Key, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("ix_results_arrival", "job_key", "arrival", "row_number"),
+    Index(
+        "ix_results_errors",
+        "job_key",
+        "row_number",
+        sqlite_where=text("generation_key IS NULL"),
+        postgresql_where=text("generation_key IS NULL"),
+    ),
+)
+
+# One row per process start; `kinds` and `resident` are lists of names and model digests.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", String(80), nullable=False),
+    Column("device_name", String(200), nullable=False),
+    Column("device_bytes", BigInteger, nullable=False),
+    Column("engine", String(30), nullable=False),
+    Column("kinds", JSON, nullable=False),
+    Column("resident", JSON, nullable=False),
+    Column("spec_version", Integer, nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("chunk_key", Key),
+    Column("started_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Index("ix_workers_seen_at", "seen_at"),
+)
