@@ -1,0 +1,273 @@
+"""What happens to a chunk after its claim: renewal, finish, release, crash. Every statement carries key, epoch and state.
+
+Lock order, here and everywhere: chunks by key, generations by key, the job, its results, workers. A transaction that would
+leave a queued chunk under a job that ended looks at the job after it has locked the chunk, and closes the chunk instead.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Row, and_, case, func, select, update
+
+from gistmill.db import results
+from gistmill.db.claim import Claim
+from gistmill.db.clock import db_now
+from gistmill.db.fence import guard, owned_by
+from gistmill.db.tables import chunks, jobs, workers
+from gistmill.errors import ChunkFailed, GistmillError, WorkerCrashed
+from gistmill.states import CLAIMABLE_JOB_STATES, FINAL_JOB_STATES, ChunkState, JobState
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How often a chunk may fail and crash, and how long it rests in between."""
+
+    max_failures: int = 3
+    max_crashes: int = 3
+    retry_base_s: float = 2.0
+    retry_max_s: float = 300.0
+
+    def delay_s(self, times: int) -> float:
+        """Return a rest after the n-th failure: full jitter under a doubling limit."""
+        return random.uniform(0, min(self.retry_max_s, self.retry_base_s * 2 ** (times - 1)))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user wants of the job whose chunk this worker holds."""
+
+    is_owned: bool
+    job_state: JobState | None
+    is_paused: bool
+
+
+def renew(connection: Connection, claim: Claim, *, lease_s: float) -> bool:
+    """Extend the lease from now; False when it is lost."""
+    statement = update(chunks).where(owned_by(claim)).values(lease_until=db_now() + lease_s)
+    return connection.execute(statement).rowcount == 1
+
+
+def read_wish(connection: Connection, claim: Claim) -> Wish:
+    """Return what is wanted of the claim's job; travels in the heartbeat."""
+    query = select(chunks.c.epoch, chunks.c.state.label("chunk_state"), jobs.c.state, jobs.c.paused).where(
+        chunks.c.key == claim.chunk_key, jobs.c.key == chunks.c.job_key
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return Wish(False, None, False)
+    is_owned = row.epoch == claim.epoch and row.chunk_state == ChunkState.RUNNING
+    return Wish(is_owned, JobState(row.state), row.paused)
+
+
+def finish(connection: Connection, claim: Claim) -> None:
+    """Mark the chunk done; whoever brings the job's remaining chunks to zero ends the job.
+
+    Raises:
+        LeaseLost: the chunk is no longer this claim's.
+    """
+    guard(connection, claim, state=ChunkState.DONE, outcome="done", owner=None, lease_until=None, finished_at=db_now())
+    _free_worker(connection, claim.worker)
+    count_down(connection, claim.job_key, 1)
+
+
+def release(connection: Connection, claim: Claim, *, delay_s: float = 0.0) -> None:
+    """Give the chunk back at no cost, to be claimed again after `delay_s`.
+
+    Raises:
+        LeaseLost: the chunk is no longer this claim's.
+    """
+    guard(connection, claim, **_queued_after(delay_s))
+    _free_worker(connection, claim.worker)
+    _close_if_job_ended(connection, claim.chunk_key, claim.job_key)
+
+
+def fail(connection: Connection, claim: Claim, error: GistmillError, budgets: Budgets) -> None:
+    """Give the chunk back at the cost of one failure; when none is left, write the error to its remaining items.
+
+    Raises:
+        LeaseLost: the chunk is no longer this claim's.
+    """
+    failures = claim.failures + 1
+    body = {"code": error.code, "message": error.message}
+    if failures < budgets.max_failures:
+        guard(connection, claim, failures=failures, error=body, **_queued_after(budgets.delay_s(failures)))
+        _free_worker(connection, claim.worker)
+        _close_if_job_ended(connection, claim.chunk_key, claim.job_key)
+        return
+    guard(connection, claim, failures=failures, error=body)
+    message = f"The chunk failed {failures} times; the last error was: {error.message}"
+    results.fail_remaining(connection, claim, ChunkFailed(message))
+    finish(connection, claim)
+
+
+def fail_job(connection: Connection, claim: Claim, error: GistmillError) -> None:
+    """End the whole job with this error: its cause holds for every chunk.
+
+    Raises:
+        LeaseLost: the chunk is no longer this claim's.
+    """
+    guard(connection, claim, state=ChunkState.DONE, outcome="failed", owner=None, lease_until=None, finished_at=db_now())
+    _free_worker(connection, claim.worker)
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.key == claim.job_key, jobs.c.state.not_in(FINAL_JOB_STATES))
+        .values(
+            state=JobState.FAILED,
+            error={"code": error.code, "message": error.message},
+            not_run=jobs.c["items"] - jobs.c.succeeded - jobs.c.failed,
+            finished_at=db_now(),
+        )
+    )
+    count_down(connection, claim.job_key, 1)
+
+
+def close(connection: Connection, claim: Claim) -> None:
+    """End the chunk of a job that was cancelled or has failed; its remaining items count as not run.
+
+    Raises:
+        LeaseLost: the chunk is no longer this claim's.
+    """
+    guard(connection, claim, state=ChunkState.DONE, outcome="cancelled", owner=None, lease_until=None, finished_at=db_now())
+    _free_worker(connection, claim.worker)
+    count_down(connection, claim.job_key, 1)
+
+
+def release_owned(connection: Connection, worker: str) -> int:
+    """Give back, at no cost, whatever chunks carry this worker's uuid; return how many.
+
+    A worker calls it after an error of the database: a claim may have been made though its answer was lost.
+    """
+    query = select(chunks.c.key, chunks.c.job_key, chunks.c.epoch).where(
+        chunks.c.owner == worker, chunks.c.state == ChunkState.RUNNING
+    )
+    released = 0
+    for row in connection.execute(query.order_by(chunks.c.key)).all():
+        statement = (
+            update(chunks)
+            .where(chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == ChunkState.RUNNING)
+            .values(**_queued_after(0.0))
+        )
+        if connection.execute(statement).rowcount == 1:
+            _close_if_job_ended(connection, row.key, row.job_key)
+            released += 1
+    _free_worker(connection, worker)
+    return released
+
+
+def bury(connection: Connection, worker: str, budgets: Budgets) -> int:
+    """Take the chunks of a worker that is known to be dead away from it; return how many."""
+    rows = connection.execute(_expired().where(chunks.c.owner == worker)).all()
+    buried = sum(_take_away(connection, row, budgets) for row in rows)
+    connection.execute(update(workers).where(workers.c.id == worker).values(state="gone", chunk_key=None))
+    return buried
+
+
+def reap(connection: Connection, budgets: Budgets, *, limit: int = 20) -> int:
+    """Take chunks whose lease has ended away from their owners; return how many."""
+    query = _expired().where(chunks.c.lease_until < db_now()).limit(limit).with_for_update(skip_locked=True, of=chunks)
+    return sum(_take_away(connection, row, budgets, expired_only=True) for row in connection.execute(query).all())
+
+
+def close_queued(connection: Connection, job_key: int) -> int:
+    """Close the queued chunks of a job that is cancelling or has ended; return how many."""
+    mine = select(chunks.c.key).where(chunks.c.job_key == job_key, chunks.c.state == ChunkState.QUEUED)
+    keys = connection.execute(mine.order_by(chunks.c.key).with_for_update()).scalars().all()
+    if not keys:
+        return 0
+    statement = (
+        update(chunks)
+        .where(chunks.c.job_key == job_key, chunks.c.state == ChunkState.QUEUED)
+        .values(state=ChunkState.DONE, outcome="cancelled", finished_at=db_now())
+    )
+    closed = connection.execute(statement).rowcount
+    count_down(connection, job_key, closed)
+    return closed
+
+
+def count_down(connection: Connection, job_key: int, closed: int) -> None:
+    """Take closed chunks off the job; at zero the job ends. The job's row lock makes one caller the last."""
+    left = connection.execute(
+        update(jobs).where(jobs.c.key == job_key).values(chunks_left=jobs.c.chunks_left - closed).returning(jobs.c.chunks_left)
+    ).scalar_one()
+    if left == 0:
+        settle(connection, job_key)
+
+
+def settle(connection: Connection, job_key: int) -> None:
+    """End a job that has no chunk left: completed, or cancelled when that was wished."""
+    statement = (
+        update(jobs)
+        .where(jobs.c.key == job_key, jobs.c.chunks_left == 0, jobs.c.state.in_((*CLAIMABLE_JOB_STATES, JobState.CANCELLING)))
+        .values(
+            state=case((jobs.c.state == JobState.CANCELLING, JobState.CANCELLED), else_=JobState.COMPLETED),
+            not_run=jobs.c["items"] - jobs.c.succeeded - jobs.c.failed,
+            finished_at=db_now(),
+        )
+        .returning(jobs.c.id, jobs.c.state, jobs.c["items"], jobs.c.not_run)
+    )
+    for job in connection.execute(statement):
+        log.info("job_ended", job_id=job.id, state=job.state, items=job[2], not_run=job.not_run)
+
+
+def _expired() -> Any:
+    columns = (chunks, jobs.c.state.label("job_state"))
+    query = select(*columns).join_from(chunks, jobs, jobs.c.key == chunks.c.job_key)
+    return query.where(chunks.c.state == ChunkState.RUNNING).order_by(chunks.c.key)
+
+
+def _take_away(connection: Connection, row: Row[Any], budgets: Budgets, *, expired_only: bool = False) -> int:
+    """Queue the chunk again; a crash is counted only when nothing progressed under the lost epoch."""
+    crashes = 0 if row.progressed else row.crashes + 1
+    still_lost = [chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == ChunkState.RUNNING]
+    if expired_only:
+        still_lost.append(chunks.c.lease_until < db_now())
+    delay_s = budgets.delay_s(crashes) if crashes > 1 else 0.0
+    values: Mapping[str, Any] = _queued_after(delay_s) | {"crashes": crashes}
+    if connection.execute(update(chunks).where(and_(*still_lost)).values(**values)).rowcount != 1:
+        return 0
+    log.warning("chunk_taken_back", chunk=row.key, epoch=row.epoch, owner=row.owner, crashes=crashes)
+    if _close_if_job_ended(connection, row.key, row.job_key):
+        return 1
+    if crashes >= budgets.max_crashes:
+        _fail_crashed(connection, row.key, row.job_key, crashes)
+    return 1
+
+
+def _fail_crashed(connection: Connection, chunk_key: int, job_key: int, crashes: int) -> None:
+    message = f"The worker ended {crashes} times in a row while it worked on the chunk of this item."
+    results.fail_remaining_of(connection, chunk_key, WorkerCrashed(message))
+    connection.execute(
+        update(chunks)
+        .where(chunks.c.key == chunk_key, chunks.c.state == ChunkState.QUEUED)
+        .values(state=ChunkState.DONE, outcome="failed", finished_at=db_now())
+    )
+    count_down(connection, job_key, 1)
+
+
+def _queued_after(delay_s: float) -> dict[str, Any]:
+    return {"state": ChunkState.QUEUED, "owner": None, "lease_until": None, "run_at": db_now() + delay_s}
+
+
+def _close_if_job_ended(connection: Connection, chunk_key: int, job_key: int) -> bool:
+    state = connection.execute(select(jobs.c.state).where(jobs.c.key == job_key).with_for_update()).scalar_one()
+    if state in CLAIMABLE_JOB_STATES:
+        return False
+    closed = connection.execute(
+        update(chunks)
+        .where(chunks.c.key == chunk_key, chunks.c.state == ChunkState.QUEUED)
+        .values(state=ChunkState.DONE, outcome="cancelled", finished_at=db_now())
+    ).rowcount
+    count_down(connection, job_key, closed)
+    return closed == 1
+
+
+def _free_worker(connection: Connection, worker: str) -> None:
+    free = func.coalesce(func.nullif(workers.c.state, "busy"), "idle")
+    connection.execute(update(workers).where(workers.c.id == worker).values(chunk_key=None, state=free))

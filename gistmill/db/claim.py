@@ -1,0 +1,193 @@
+"""Who gets the next chunk: the only place that holds fairness, priority, affinity and fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, false, func, literal, not_, or_, select, update
+
+from gistmill.db.clock import db_now
+from gistmill.db.tables import chunks, jobs, tenants, workers
+from gistmill.states import CLAIMABLE_JOB_STATES, ChunkState, JobState
+
+# A job that nobody has touched for this long goes before jobs whose model is at hand.
+PATIENCE_S = 60.0
+# How many jobs one claim tries before it gives up; another worker may hold all chunks of the first ones.
+CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """The worker that asks, and what it can run."""
+
+    worker: str
+    kinds: tuple[str, ...]
+    device_bytes: int
+    spec_version: int
+    resident: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A chunk that is this worker's until its lease ends, and what its job asks for."""
+
+    chunk_key: int
+    epoch: int
+    worker: str
+    first_rank: int
+    last_rank: int
+    dialogues: int
+    failures: int
+    crashes: int
+    job_key: int
+    job_id: str
+    tenant_key: int
+    kind: str
+    attempt: int
+    spec: dict[str, Any]
+    dataset_key: int
+    recipe_key: int
+    model_digest: str
+    row_start: int
+    row_stop: int
+    row_step: int
+
+
+def claim(connection: Connection, claimant: Claimant, *, lease_s: float) -> Claim | None:
+    """Take the chunk that should run next, or None when nothing that waits fits this worker.
+
+    At most one worker gets a chunk: the UPDATE names the state it expects, so the loser of a race changes no row.
+
+    Raises:
+        StoreUnavailable: the database did not answer; the claim may have been made all the same.
+    """
+    for job in _candidates(connection, claimant):
+        savepoint = connection.begin_nested()
+        chunk = _take_next_chunk(connection, job.key, claimant.worker, lease_s)
+        if chunk is None:
+            savepoint.rollback()
+            continue
+        if not _mark_running(connection, job.key):
+            savepoint.rollback()
+            continue
+        savepoint.commit()
+        connection.execute(
+            update(workers).where(workers.c.id == claimant.worker).values(chunk_key=chunk.key, state="busy", seen_at=db_now())
+        )
+        return _make_claim(chunk, job, claimant.worker)
+    return None
+
+
+def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]]:
+    """Return the jobs to try, best first: smallest share, priority, patience, model at hand, age."""
+    running = (
+        select(jobs.c.tenant_key, func.count().label("chunks"))
+        .select_from(chunks.join(jobs, jobs.c.key == chunks.c.job_key))
+        .where(chunks.c.state == ChunkState.RUNNING)
+        .group_by(jobs.c.tenant_key)
+        .subquery()
+    )
+    share = func.coalesce(running.c.chunks, 0) / tenants.c.weight
+    has_waited = case((db_now() - jobs.c.claimed_at > PATIENCE_S, 0), else_=1)
+    is_resident = case((jobs.c.model_digest.in_(claimant.resident), 0), else_=1) if claimant.resident else literal(1)
+    query = (
+        select(jobs)
+        .select_from(
+            jobs.join(tenants, tenants.c.key == jobs.c.tenant_key).outerjoin(running, running.c.tenant_key == jobs.c.tenant_key)
+        )
+        .where(is_claimable(), fits(claimant))
+        .order_by(share, jobs.c.priority.desc(), has_waited, is_resident, jobs.c.created_at, jobs.c.key)
+        .limit(CANDIDATES)
+    )
+    return connection.execute(query).all()
+
+
+def is_claimable() -> ColumnElement[bool]:
+    """The condition on a job: it may run and one of its chunks waits."""
+    waiting = (
+        select(literal(1))
+        .where(chunks.c.job_key == jobs.c.key, chunks.c.state == ChunkState.QUEUED, chunks.c.run_at <= db_now())
+        .exists()
+    )
+    return and_(jobs.c.state.in_(CLAIMABLE_JOB_STATES), not_(jobs.c.paused), waiting)
+
+
+def fits(claimant: Claimant) -> ColumnElement[bool]:
+    """The condition on a job: this worker can run it."""
+    return and_(
+        jobs.c.kind.in_(claimant.kinds) if claimant.kinds else false(),
+        jobs.c.spec_version <= claimant.spec_version,
+        jobs.c.min_device_bytes <= claimant.device_bytes,
+    )
+
+
+def kinds_that_wait(connection: Connection, idle: Collection[Claimant]) -> list[str]:
+    """Return the job kinds that hold claimable work which one of these idle workers fits."""
+    if not idle:
+        return []
+    query = select(jobs.c.kind).where(is_claimable(), or_(*(fits(claimant) for claimant in idle))).distinct()
+    return sorted(connection.execute(query).scalars())
+
+
+def _take_next_chunk(connection: Connection, job_key: int, worker: str, lease_s: float) -> Row[Any] | None:
+    # On PostgreSQL SKIP LOCKED stands inside a CTE: in a plain subquery the planner may update more rows than LIMIT.
+    next_chunk = (
+        select(chunks.c.key)
+        .where(chunks.c.job_key == job_key, chunks.c.state == ChunkState.QUEUED, chunks.c.run_at <= db_now())
+        .order_by(chunks.c.ordinal)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .cte("next_chunk")
+    )
+    statement = (
+        update(chunks)
+        .where(chunks.c.key == select(next_chunk.c.key).scalar_subquery(), chunks.c.state == ChunkState.QUEUED)
+        .values(
+            state=ChunkState.RUNNING,
+            owner=worker,
+            lease_until=db_now() + lease_s,
+            epoch=chunks.c.epoch + 1,
+            progressed=False,
+            started_at=db_now(),
+            finished_at=None,
+            outcome=None,
+        )
+        .returning(chunks)
+    )
+    return connection.execute(statement).one_or_none()
+
+
+def _mark_running(connection: Connection, job_key: int) -> bool:
+    statement = (
+        update(jobs)
+        .where(jobs.c.key == job_key, jobs.c.state.in_(CLAIMABLE_JOB_STATES), not_(jobs.c.paused))
+        .values(state=JobState.RUNNING, claimed_at=db_now(), started_at=func.coalesce(jobs.c.started_at, db_now()))
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def _make_claim(chunk: Row[Any], job: Row[Any], worker: str) -> Claim:
+    return Claim(
+        chunk_key=chunk.key,
+        epoch=chunk.epoch,
+        worker=worker,
+        first_rank=chunk.first_rank,
+        last_rank=chunk.last_rank,
+        dialogues=chunk.dialogues,
+        failures=chunk.failures,
+        crashes=chunk.crashes,
+        job_key=job.key,
+        job_id=job.id,
+        tenant_key=job.tenant_key,
+        kind=job.kind,
+        attempt=job.attempt,
+        spec=job.spec,
+        dataset_key=job.dataset_key,
+        recipe_key=job.recipe_key,
+        model_digest=job.model_digest,
+        row_start=job.row_start,
+        row_stop=job.row_stop,
+        row_step=job.row_step,
+    )

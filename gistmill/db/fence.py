@@ -1,0 +1,27 @@
+"""The guard of every write under a claim: key, epoch and state. No row changed means: stop, write nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, update
+
+from gistmill.db.claim import Claim
+from gistmill.db.tables import chunks
+from gistmill.errors import LeaseLost
+from gistmill.states import ChunkState
+
+
+def owned_by(claim: Claim) -> ColumnElement[bool]:
+    """The condition on a chunk: it runs, and under this claim's epoch."""
+    return and_(chunks.c.key == claim.chunk_key, chunks.c.epoch == claim.epoch, chunks.c.state == ChunkState.RUNNING)
+
+
+def guard(connection: Connection, claim: Claim, **values: Any) -> None:
+    """Lock the chunk and set these values.
+
+    Raises:
+        LeaseLost: the chunk is no longer this claim's; nothing was written.
+    """
+    if connection.execute(update(chunks).where(owned_by(claim)).values(**values)).rowcount != 1:
+        raise LeaseLost
