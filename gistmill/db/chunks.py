@@ -163,7 +163,7 @@ def release_owned(connection: Connection, worker: str) -> int:
 
 def bury(connection: Connection, worker: str, budgets: Budgets) -> int:
     """Take the chunks of a worker that is known to be dead away from it; return how many."""
-    rows = connection.execute(_expired().where(chunks.c.owner == worker)).all()
+    rows = connection.execute(_expired().where(chunks.c.owner == worker).with_for_update(of=chunks)).all()
     buried = sum(_take_away(connection, row, budgets) for row in rows)
     connection.execute(update(workers).where(workers.c.id == worker).values(state="gone", chunk_key=None))
     return buried
@@ -189,6 +189,12 @@ def close_queued(connection: Connection, job_key: int) -> int:
     closed = connection.execute(statement).rowcount
     count_down(connection, job_key, closed)
     return closed
+
+
+def close_ended(connection: Connection, job_key: int) -> None:
+    """Close what is queued under a job that is cancelling or has ended, and end the job when nothing is left."""
+    close_queued(connection, job_key)
+    settle(connection, job_key)
 
 
 def count_down(connection: Connection, job_key: int, closed: int) -> None:
