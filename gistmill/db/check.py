@@ -1,0 +1,109 @@
+"""Recount what the counters of the jobs say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import ColumnElement, RowMapping, and_, case, distinct, func, select, text
+from sqlalchemy.sql.selectable import ScalarSelect
+
+from gistmill.db.session import Database
+from gistmill.db.tables import chunks, dataset_rows, generations, job_rows, jobs, results
+from gistmill.states import FINAL_JOB_STATES, ChunkState
+
+
+def check(database: Database) -> list[str]:
+    """Return a line for each counter that differs from the rows. One statement counts a job, so it may be running.
+
+    Raises:
+        StoreUnavailable: the database does not answer.
+    """
+    differences: list[str] = []
+    real = _counts()
+    for job in _recounted_jobs(database, real):
+        for name in real:
+            if job[name] != job["real_" + name]:
+                differences.append(f"{job['id']}: {name} is {job[name]}, but the rows make {job['real_' + name]}")
+        ended = job["succeeded"] + job["failed"] + job["not_run"]
+        if job["state"] in FINAL_JOB_STATES and job["items"] != ended:
+            differences.append(f"{job['id']}: items is {job['items']}, but {ended} have ended")
+        if job["state"] not in FINAL_JOB_STATES and job["not_run"]:
+            differences.append(f"{job['id']}: not_run is {job['not_run']}, but the job has not ended")
+    return differences
+
+
+def _recounted_jobs(database: Database, real: dict[str, ColumnElement[int]]) -> Iterator[RowMapping]:
+    last = 0
+    while True:
+        with database.read() as connection:
+            if not database.is_sqlite:
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+            key = connection.scalar(select(func.min(jobs.c.key)).where(jobs.c.key > last))
+            if key is None:
+                return
+            columns = [count.label("real_" + name) for name, count in real.items()]
+            row = connection.execute(select(jobs, *columns).where(jobs.c.key == key)).mappings().one_or_none()
+        last = key
+        if row is not None:
+            yield row
+
+
+def _results(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    return select(func.count()).where(results.c.job_key == jobs.c.key, *conditions).correlate(jobs).scalar_subquery()
+
+
+def _generations(condition: ColumnElement[bool]) -> ScalarSelect[int]:
+    joined = results.join(generations, generations.c.key == results.c.generation_key)
+    counted = select(func.count()).select_from(joined).where(results.c.job_key == jobs.c.key, condition)
+    return counted.correlate(jobs).scalar_subquery()
+
+
+def _chunks(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    return select(func.count()).where(chunks.c.job_key == jobs.c.key, *conditions).correlate(jobs).scalar_subquery()
+
+
+def _rows(counted: ColumnElement[int]) -> ColumnElement[int]:
+    """Count the dataset's rows that the job takes: by its list when its step is 0, else by its range."""
+    listed = (
+        select(counted)
+        .select_from(
+            job_rows.join(
+                dataset_rows,
+                and_(
+                    dataset_rows.c.dataset_key == jobs.c.dataset_key,
+                    dataset_rows.c.row_number == job_rows.c.row_number,
+                ),
+            )
+        )
+        .where(job_rows.c.job_key == jobs.c.key)
+        .correlate(jobs)
+        .scalar_subquery()
+    )
+    ranged = (
+        select(counted)
+        .where(
+            dataset_rows.c.dataset_key == jobs.c.dataset_key,
+            dataset_rows.c.row_number >= jobs.c.row_start,
+            dataset_rows.c.row_number < jobs.c.row_stop,
+            (dataset_rows.c.row_number - jobs.c.row_start) % func.nullif(jobs.c.row_step, 0) == 0,
+        )
+        .correlate(jobs)
+        .scalar_subquery()
+    )
+    return case((jobs.c.row_step == 0, listed), else_=ranged)
+
+
+def _counts() -> dict[str, ColumnElement[int]]:
+    has_summary = results.c.generation_key.is_not(None)
+    return {
+        "succeeded": _results(has_summary),
+        "failed": _results(~has_summary),
+        "generated": _results(has_summary, ~results.c.shared),
+        "shared": _results(has_summary, results.c.shared),
+        "truncated": _generations(generations.c.truncated),
+        "cut_off": _generations(generations.c.finish_reason == "length"),
+        "chunks": _chunks(),
+        "chunks_left": _chunks(chunks.c.state != ChunkState.DONE),
+        "items": _rows(func.count()),
+        "distinct_dialogues": _rows(func.count(distinct(dataset_rows.c.dialogue_key))),
+    }

@@ -1,0 +1,245 @@
+"""The SQL views: what users and their tools read. They are the contract; docs/reference/views.md is made from this file.
+
+Expressions are SQL that SQLite and PostgreSQL share, with three macros: TIME(seconds) is a moment as users see it, NOW the
+present in seconds, and TENANT(column) true for the rows that the reader may see (see `postgresql_views` and `sqlite_views`).
+
+No condition of a user may be tried on another tenant's row, because its errors would tell about it. On PostgreSQL the views
+are security barriers; on SQLite CROSS JOIN keeps the table with the tenant outermost, where the view's condition comes first.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+PRIVATE_SCHEMA = "gistmill_private"
+
+_TIME = re.compile(r"TIME\(([\w.]+)\)")
+_TENANT = re.compile(r"TENANT\(([\w.]+)\)")
+
+
+@dataclass(frozen=True)
+class ViewColumn:
+    """One documented column."""
+
+    name: str
+    type: str
+    expression: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SqlView:
+    """One documented view."""
+
+    name: str
+    text: str
+    source: str
+    columns: tuple[ViewColumn, ...]
+
+
+def _columns(*rows: tuple[str, str, str, str]) -> tuple[ViewColumn, ...]:
+    return tuple(ViewColumn(*row) for row in rows)
+
+
+_MODEL = "m.name || '@' || m.version"
+
+_JOBS = SqlView(
+    "v_jobs",
+    "One row per job. items = succeeded + failed + not_run once it has ended; generated + shared = succeeded.",
+    "FROM jobs j LEFT JOIN datasets d ON d.key = j.dataset_key LEFT JOIN models m ON m.key = j.model_key "
+    "WHERE TENANT(j.tenant_key)",
+    _columns(
+        ("job_id", "text", "j.id", "The job's id, job_…; later jobs have larger ids."),
+        ("kind", "text", "j.kind", "What the job does: summarize."),
+        ("state", "text", "j.state", "waiting, queued, running, cancelling, completed, failed or cancelled."),
+        ("paused", "boolean", "j.paused", "Whether a pause is wished."),
+        ("priority", "integer", "j.priority", "Higher runs first."),
+        ("attempt", "integer", "j.attempt", "1, and one more after each retry of failed items."),
+        ("dataset_id", "text", "d.id", "The dataset whose rows the job takes."),
+        ("dataset", "text", "d.name", "The dataset's name."),
+        ("selection", "text", "j.spec ->> 'select'", "The row selection as asked for, or null for all rows."),
+        ("model", "text", _MODEL, "The model version that writes, name@version."),
+        ("model_digest", "text", "j.model_digest", "The sha256 that names the model's files."),
+        ("prompt", "text", "j.spec ->> 'prompt'", "The prompt's name."),
+        ("generation", "JSON", "j.spec -> 'generation'", "The generation parameters as asked for."),
+        ("max_input_tokens", "integer", "CAST(j.spec ->> 'max_input_tokens' AS BIGINT)", "Most tokens of a prompt."),
+        ("on_overflow", "text", "j.spec ->> 'on_overflow'", "What happens to a longer prompt: fail or truncate."),
+        ("precision", "text", "j.spec ->> 'precision'", "native, float32 or bfloat16."),
+        ("labels", "JSON", "j.labels", "The labels given at submit."),
+        ("items", "integer", "j.items", "Rows of the job."),
+        ("distinct_dialogues", "integer", "j.distinct_dialogues", "Distinct dialogues among them."),
+        ("succeeded", "integer", "j.succeeded", "Items with a summary."),
+        ("failed", "integer", "j.failed", "Items with an error."),
+        ("not_run", "integer", "j.not_run", "Items without either, under a job that was cancelled or has failed."),
+        ("generated", "integer", "j.generated", "Items whose summary this job generated."),
+        ("shared", "integer", "j.shared", "Items that point at a summary that was made already."),
+        ("truncated", "integer", "j.truncated", "Items whose prompt was cut."),
+        ("cut_off", "integer", "j.cut_off", "Items whose summary reached max_new_tokens."),
+        ("chunks", "integer", "j.chunks", "Pieces in which the job is handed to workers."),
+        ("chunks_left", "integer", "j.chunks_left", "Pieces that are not done."),
+        ("error_code", "text", "j.error ->> 'code'", "Why the job as a whole failed, as a stable code."),
+        ("error_message", "text", "j.error ->> 'message'", "Why the job as a whole failed, in words."),
+        ("created_at", "time", "TIME(j.created_at)", "When it was submitted."),
+        ("started_at", "time", "TIME(j.started_at)", "When a worker first took a piece of it."),
+        ("finished_at", "time", "TIME(j.finished_at)", "When it ended."),
+    ),
+)
+
+_SUMMARIES = SqlView(
+    "v_summaries",
+    "One row per item with a summary.",
+    "FROM jobs j CROSS JOIN results r CROSS JOIN generations g "
+    "LEFT JOIN dialogues t ON t.key = g.dialogue_key "
+    "LEFT JOIN dataset_rows i ON i.dataset_key = j.dataset_key AND i.row_number = r.row_number "
+    "LEFT JOIN models m ON m.key = j.model_key "
+    "WHERE TENANT(j.tenant_key) AND r.job_key = j.key AND g.key = r.generation_key",
+    _columns(
+        ("job_id", "text", "j.id", "The job."),
+        ("row_number", "integer", "r.row_number", "The row of the dataset, from 0."),
+        ("item_id", "text", "i.id", "The row's id."),
+        ("dialogue", "text", "t.text", "The dialogue."),
+        ("summary", "text", "g.summary", "The summary."),
+        ("model", "text", _MODEL, "The model version that wrote it, name@version."),
+        ("prompt", "text", "j.spec ->> 'prompt'", "The prompt's name."),
+        ("finish_reason", "text", "g.finish_reason", "stop: the model ended; length: max_new_tokens was reached."),
+        ("tokens_in", "integer", "g.tokens_in", "Tokens that the model read, special tokens included."),
+        ("tokens_out", "integer", "g.tokens_out", "Tokens that the model wrote."),
+        ("truncated", "boolean", "g.truncated", "Whether the prompt was cut to max_input_tokens."),
+        ("shared", "boolean", "r.shared", "Whether the summary was made already, by another item or job."),
+        ("engine", "text", "g.engine", "The engine that ran."),
+        ("device", "text", "g.device", "The device that it ran on."),
+        ("dtype", "text", "g.dtype", "The number format that it computed in."),
+        ("attempt", "integer", "r.attempt", "The job's attempt that brought the result."),
+        ("generated_at", "time", "TIME(g.created_at)", "When the summary was written."),
+        ("created_at", "time", "TIME(r.created_at)", "When this item got it."),
+    ),
+)
+
+_ERRORS = SqlView(
+    "v_errors",
+    "One row per item that failed.",
+    "FROM jobs j CROSS JOIN results r "
+    "LEFT JOIN dataset_rows i ON i.dataset_key = j.dataset_key AND i.row_number = r.row_number "
+    "LEFT JOIN dialogues t ON t.key = i.dialogue_key "
+    "WHERE TENANT(j.tenant_key) AND r.job_key = j.key AND r.generation_key IS NULL",
+    _columns(
+        ("job_id", "text", "j.id", "The job."),
+        ("row_number", "integer", "r.row_number", "The row of the dataset, from 0."),
+        ("item_id", "text", "i.id", "The row's id."),
+        ("dialogue", "text", "t.text", "The dialogue."),
+        ("code", "text", "r.error_code", "What went wrong, as a stable code."),
+        ("message", "text", "r.error_message", "What went wrong, in words."),
+        ("attempt", "integer", "r.attempt", "The job's attempt that brought the error."),
+        ("created_at", "time", "TIME(r.created_at)", "When it was recorded."),
+    ),
+)
+
+_DATASETS = SqlView(
+    "v_datasets",
+    "One row per dataset.",
+    "FROM datasets d WHERE TENANT(d.tenant_key)",
+    _columns(
+        ("dataset_id", "text", "d.id", "The dataset's id, ds_…"),
+        ("name", "text", "d.name", "Its name; the newest ready dataset of a name is meant by it."),
+        ("state", "text", "d.state", "loading or ready."),
+        ("format", "text", "d.format", "What it was read from: jsonl, csv, parquet or hub."),
+        ("rows", "integer", "d.rows", "Rows."),
+        ("dialogues", "integer", "d.dialogues", "Distinct dialogues."),
+        ("digest", "text", "d.digest", "The sha256 of its rows."),
+        ("created_at", "time", "TIME(d.created_at)", "When its upload began."),
+        ("ready_at", "time", "TIME(d.ready_at)", "When it could be used."),
+    ),
+)
+
+_MODELS = SqlView(
+    "v_models",
+    "One row per model version.",
+    "FROM models m WHERE TENANT(m.tenant_key)",
+    _columns(
+        ("name", "text", "m.name", "The model's name."),
+        ("version", "integer", "m.version", "1, 2, …; a version never changes."),
+        ("digest", "text", "m.digest", "The sha256 that names its files."),
+        ("architecture", "text", "m.manifest ->> 'architecture'", "The model class."),
+        ("parameters", "integer", "CAST(m.manifest ->> 'parameters' AS BIGINT)", "Number of weights."),
+        ("weight_bytes", "integer", "m.weight_bytes", "Bytes of its weights."),
+        ("dtype", "text", "m.manifest ->> 'dtype'", "The number format of its weights."),
+        ("source", "text", "m.source", "Where it came from."),
+        ("created_at", "time", "TIME(m.created_at)", "When it was added."),
+    ),
+)
+
+_WORKERS = SqlView(
+    "v_workers",
+    "One row per worker process. A job is named only to its own tenant.",
+    "FROM workers w LEFT JOIN chunks c ON c.key = w.chunk_key LEFT JOIN jobs j ON j.key = c.job_key AND TENANT(j.tenant_key)",
+    _columns(
+        ("worker_id", "text", "w.id", "The process's id."),
+        ("host", "text", "w.host", "The host's name."),
+        ("pid", "integer", "w.pid", "The process number on that host."),
+        ("device", "text", "w.device", "The device that it is pinned to."),
+        ("device_name", "text", "w.device_name", "What the device is called."),
+        ("device_bytes", "integer", "w.device_bytes", "The device's memory."),
+        ("engine", "text", "w.engine", "The engine that generates."),
+        ("kinds", "JSON", "w.kinds", "The kinds of job that it takes."),
+        ("state", "text", "w.state", "What it last said: idle, busy, draining or gone."),
+        ("job_id", "text", "j.id", "The job that it works on."),
+        ("started_at", "time", "TIME(w.started_at)", "When the process started."),
+        ("seen_at", "time", "TIME(w.seen_at)", "When it was last heard of."),
+        ("unseen_s", "real", "NOW - w.seen_at", "Seconds since then; a killed worker goes on growing here."),
+    ),
+)
+
+VIEWS = (_JOBS, _SUMMARIES, _ERRORS, _DATASETS, _MODELS, _WORKERS)
+
+
+def postgresql_views() -> list[str]:
+    """Return the statements that make the views on PostgreSQL.
+
+    A reader sees the tenants in gistmill_private.visible: see reader.py.
+    """
+    time = r"to_timestamp(\1)"
+    visible = rf"\1 IN (SELECT tenant_key FROM {PRIVATE_SCHEMA}.visible)"
+    now = "CAST(extract(epoch from clock_timestamp()) AS double precision)"
+    return [f"CREATE VIEW {view.name} WITH (security_barrier) AS {_select(view, time, now, visible)}" for view in VIEWS]
+
+
+def sqlite_views(tenant_key: int | None = None, *, prefix: str = "") -> list[str]:
+    """Return the statements that make the views on SQLite.
+
+    Without a tenant they show everything, as does the file itself. With one they are temporary views, under prefixed names,
+    of that tenant's rows only.
+    """
+    kind = "VIEW" if tenant_key is None else "TEMP VIEW"
+    visible = "1" if tenant_key is None else rf"\1 = {tenant_key:d}"
+    time = r"strftime('%Y-%m-%dT%H:%M:%fZ', \1, 'unixepoch')"
+    now = "(julianday('now') - 2440587.5) * 86400.0"
+    return [f"CREATE {kind} {prefix}{view.name} AS {_select(view, time, now, visible)}" for view in VIEWS]
+
+
+def _select(view: SqlView, time: str, now: str, visible: str) -> str:
+    columns = ", ".join(f"{column.expression} AS {column.name}" for column in view.columns)
+    text = _TIME.sub(time, f"SELECT {columns} {view.source}").replace("NOW", now)
+    return _TENANT.sub(visible, text)
+
+
+def document() -> str:
+    """Return docs/reference/views.md."""
+    lines = [
+        "# SQL views",
+        "",
+        "<!-- Made from gistmill/db/views.py by `python -m gistmill.admin document-views`; do not edit. -->",
+        "",
+        "These views are what Gistmill promises to SQL users; the tables below them may change. Read them with"
+        ' `gistmill sql "select …"`, with `POST /v1/query`, or with any SQL tool on the database itself.',
+        "",
+        "Over `gistmill sql` and `/v1/query` they show the rows of one tenant, and nothing else can be read. A tool that opens"
+        " the SQLite file, or connects to PostgreSQL as the owner of the tables, sees every tenant.",
+        "",
+        "Types: `time` is `timestamptz` on PostgreSQL and text in ISO 8601 (UTC) on SQLite; `boolean` is 0 or 1 on SQLite;"
+        " `JSON` is `json` on PostgreSQL and text on SQLite.",
+    ]
+    for view in VIEWS:
+        lines += ["", f"## {view.name}", "", view.text, "", "| column | type | what it holds |", "|---|---|---|"]
+        lines += [f"| `{column.name}` | {column.type} | {column.text} |" for column in view.columns]
+    return "\n".join(lines) + "\n"

