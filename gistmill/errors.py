@@ -295,6 +295,24 @@ class JobEnded(Stopped):
     code = "job_ended"
 
 
+class JobPaused(Stopped):
+    """The job was paused: give the chunk back."""
+
+    code = "job_paused"
+
+
+class DeviceTooSmall(Stopped):
+    """The model's weights do not fit this device's whole memory: a larger device must take the job."""
+
+    code = "device_too_small"
+
+
+class DeviceFull(Stopped):
+    """The device has no room for the model at the moment: give the chunk back for a while."""
+
+    code = "device_full"
+
+
 class Draining(Stopped):
     """The worker was asked to end: give the chunk back."""
 

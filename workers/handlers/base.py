@@ -1,0 +1,43 @@
+"""What a handler is: the code that carries out the chunks of one job kind."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gistmill.db.claim import Claim
+
+
+class Lease(Protocol):
+    """What a handler sees of its lease. The heartbeat's Watch is one."""
+
+    def enter(self, limit_s: float) -> None:
+        """Begin a phase that may stand still for at most `limit_s` seconds."""
+
+    def tick(self) -> None:
+        """Note progress."""
+
+    def should_stop(self) -> bool:
+        """Note progress and tell whether to stop."""
+        ...
+
+    def check(self) -> None:
+        """Raise the reason to stop, if there is one."""
+
+    def check_write(self) -> None:
+        """Raise LeaseLost when nothing may be written any more; other reasons to stop let finished work be recorded."""
+
+
+class Handler(Protocol):
+    """Carries out one chunk.
+
+    `run` returns when every item of the chunk has its end. It may be called again for the same chunk, by this worker or
+    another, and then does only what is missing.
+
+    Raises:
+        Stopped: the lease said so.
+        ModelError, InvalidInput: the cause holds for the whole job.
+        Unavailable: trying again later is safe.
+    """
+
+    def run(self, claim: Claim, lease: Lease) -> None:
+        """Carry out the chunk."""

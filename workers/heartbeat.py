@@ -1,0 +1,184 @@
+"""The heartbeat: one thread per worker that renews the lease while the work progresses, reads the job's wish, and sweeps."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Connection
+
+from gistmill.db import chunks as chunk_rows
+from gistmill.db import workers as worker_rows
+from gistmill.db.claim import Claim
+from gistmill.db.session import Database
+from gistmill.errors import Draining, JobEnded, JobPaused, LeaseLost, Stalled, Stopped, StoreUnavailable
+from gistmill.settings import WorkerSettings
+from gistmill.states import CLAIMABLE_JOB_STATES
+from gistmill.sweep import Sweeper
+
+log = structlog.get_logger(__name__)
+
+# A handler that does not stop this long after it lost its chunk sits in a hung kernel: only the end of the process frees it.
+STOP_LIMIT_S = 10.0
+EXIT_HUNG = 70
+
+
+class Watch:
+    """What the handler of one chunk and the heartbeat share: progress one way, the reason to stop the other way."""
+
+    def __init__(self, claim: Claim, *, write_until: float, drain: threading.Event) -> None:
+        self.claim = claim
+        self.write_until = write_until
+        self._drain = drain
+        self._reason: Stopped | None = None
+        self._limit_s = float("inf")
+        self._ticked_at = time.monotonic()
+        self.stopped_at: float | None = None
+
+    def enter(self, limit_s: float) -> None:
+        """Begin a phase that may stand still for at most `limit_s` seconds."""
+        self._limit_s = limit_s
+        self.tick()
+
+    def tick(self) -> None:
+        """Note progress."""
+        self._ticked_at = time.monotonic()
+
+    def should_stop(self) -> bool:
+        """Note progress and tell whether to stop; cheap enough for every decode step."""
+        self.tick()
+        if self._reason is None:
+            if time.monotonic() >= self.write_until:
+                self.stop(LeaseLost("The lease ended before it could be renewed."))
+            elif self._drain.is_set():
+                self.stop(Draining())
+        return self._reason is not None
+
+    def check(self) -> None:
+        """Return when the work may go on and write.
+
+        Raises:
+            Stopped: the reason why not.
+        """
+        if self.should_stop() and self._reason is not None:
+            raise self._reason
+
+    def check_write(self) -> None:
+        """Return when finished work may be recorded: also while draining or paused, but never without the lease.
+
+        Raises:
+            LeaseLost: the lease is lost, or may be.
+        """
+        if self.should_stop() and isinstance(self._reason, LeaseLost):
+            raise self._reason
+
+    def stop(self, reason: Stopped) -> None:
+        """Ask the handler to stop; the first reason stands, save that a lost lease overrules it."""
+        if self._reason is None or isinstance(reason, LeaseLost):
+            self._reason = reason
+            self.stopped_at = self.stopped_at or time.monotonic()
+
+    @property
+    def is_stalled(self) -> bool:
+        """True when nothing ticked within the phase's limit."""
+        return time.monotonic() - self._ticked_at > self._limit_s
+
+    @property
+    def must_abandon(self) -> bool:
+        """True when the chunk is lost or stalled and the handler has not stopped in time."""
+        if self.stopped_at is None or not isinstance(self._reason, LeaseLost | Stalled):
+            return False
+        return time.monotonic() - self.stopped_at > STOP_LIMIT_S
+
+
+class Heartbeat:
+    """Beats for a worker process; `watch` adds the chunk it works on."""
+
+    def __init__(
+        self, database: Database, worker: str, settings: WorkerSettings, sweeper: Sweeper, drain: threading.Event
+    ) -> None:
+        self.database = database
+        self.worker = worker
+        self.settings = settings
+        self.sweeper = sweeper
+        self.drain = drain
+        self.exit: Callable[[int], None] = os._exit
+        self._watch: Watch | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._next_wish = self._next_renewal = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self._thread.join(timeout=10)
+
+    def watch(self, claim: Claim, *, requested_at: float) -> Watch:
+        """Renew this claim's lease from now on. `requested_at` is the monotonic time just before the claim was asked for."""
+        watch = Watch(claim, write_until=self._write_until(requested_at), drain=self.drain)
+        self._next_renewal = requested_at + self.settings.renew_s
+        self._watch = watch
+        return watch
+
+    def unwatch(self) -> None:
+        """Forget the chunk."""
+        self._watch = None
+
+    def beat(self) -> None:
+        """Do what is due: renew, read the wish, sweep."""
+        watch, now = self._watch, time.monotonic()
+        if watch is not None and watch.must_abandon:
+            log.error("handler_hangs", chunk=watch.claim.chunk_key, job_id=watch.claim.job_id)
+            self.exit(EXIT_HUNG)
+        if watch is not None and watch.is_stalled:
+            watch.stop(Stalled("The work stood still for too long."))
+        if watch is not None and now >= self._next_renewal and not watch.is_stalled:
+            self._renew(watch)
+        if now >= self._next_wish:
+            self._next_wish = now + self.settings.wish_s
+            self._read_wish(watch)
+        self.sweeper.sweep_if_due()
+
+    def _renew(self, watch: Watch) -> None:
+        requested_at = time.monotonic()
+        self._next_renewal = requested_at + self.settings.renew_s
+        lease_s = self.settings.lease_s
+        if self.database.transact(lambda connection: chunk_rows.renew(connection, watch.claim, lease_s=lease_s)):
+            watch.write_until = self._write_until(requested_at)
+        else:
+            watch.stop(LeaseLost())
+
+    def _read_wish(self, watch: Watch | None) -> None:
+        wish = self.database.transact(lambda connection: self._see(connection, watch))
+        if watch is None or wish is None:
+            return
+        if not wish.is_owned:
+            watch.stop(LeaseLost())
+        elif wish.job_state not in CLAIMABLE_JOB_STATES:
+            watch.stop(JobEnded())
+        elif wish.is_paused:
+            watch.stop(JobPaused())
+
+    def _see(self, connection: Connection, watch: Watch | None) -> chunk_rows.Wish | None:
+        worker_rows.see(connection, self.worker)
+        return None if watch is None else chunk_rows.read_wish(connection, watch.claim)
+
+    def _write_until(self, requested_at: float) -> float:
+        return requested_at + self.settings.lease_s - self.settings.margin_s
+
+    def _run(self) -> None:
+        pause_s = min(0.25, self.settings.renew_s / 4, self.settings.wish_s / 4)
+        while not self._stopped.is_set():
+            try:
+                self.beat()
+            except StoreUnavailable as error:
+                self.sweeper.contact.broke()
+                log.warning("heartbeat_failed", reason=error.message)
+            self._stopped.wait(pause_s)

@@ -1,0 +1,166 @@
+"""Claim, handle, finish: what a worker does from one bell until nothing fits it any more."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import structlog
+from sqlalchemy import Connection, update
+
+from gistmill.db import chunks as chunk_rows
+from gistmill.db import workers as worker_rows
+from gistmill.db.claim import Claim, Claimant, claim
+from gistmill.db.session import Database
+from gistmill.db.tables import jobs
+from gistmill.errors import (
+    DeviceFull,
+    DeviceTooSmall,
+    GistmillError,
+    InvalidInput,
+    JobEnded,
+    LeaseLost,
+    ModelError,
+    Stalled,
+    Stopped,
+    StoreUnavailable,
+)
+from gistmill.queue import Bells
+from gistmill.settings import WorkerSettings
+from gistmill.sweep import budgets, ring_waiting
+from workers.handlers.base import Handler
+from workers.heartbeat import Heartbeat
+
+log = structlog.get_logger(__name__)
+
+# An empty claim passes the bell on at most this often: many bells for little work would otherwise ring each other.
+RING_AFTER_EMPTY_S = 1.0
+REST_WHEN_FULL_S = 10.0
+LONGEST_WAIT_FOR_SQL_S = 5.0
+
+
+class Runner:
+    """Runs chunks one after the other."""
+
+    def __init__(
+        self,
+        database: Database,
+        claimant: Claimant,
+        handlers: Mapping[str, Handler],
+        *,
+        heartbeat: Heartbeat,
+        bells: Bells,
+        settings: WorkerSettings,
+        drain: threading.Event,
+        resident: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
+        self.database = database
+        self.claimant = claimant
+        self.handlers = handlers
+        self.heartbeat = heartbeat
+        self.bells = bells
+        self.settings = settings
+        self.drain = drain
+        self.resident = resident
+        self._is_unsure = False
+        self._rang_empty_at = -RING_AFTER_EMPTY_S
+
+    def work(self) -> None:
+        """Claim and run chunks until nothing fits or the worker drains."""
+        while not self.drain.is_set():
+            requested_at = time.monotonic()
+            found = self._claim()
+            self._pass_the_bell_on(found)
+            if found is None:
+                return
+            self.run(found, requested_at=requested_at)
+
+    def run(self, chunk: Claim, *, requested_at: float) -> None:
+        """Carry out one chunk and write down how it ended."""
+        watch = self.heartbeat.watch(chunk, requested_at=requested_at)
+        log.info("chunk_started", job_id=chunk.job_id, chunk=chunk.chunk_key, epoch=chunk.epoch)
+        started_at = time.monotonic()
+        try:
+            ending = self._handle(chunk, partial(self.handlers[chunk.kind].run, chunk, watch))
+            if ending is not None:
+                self.database.transact(ending)
+        except LeaseLost:
+            log.warning("lease_lost", job_id=chunk.job_id, chunk=chunk.chunk_key, epoch=chunk.epoch)
+        except StoreUnavailable as error:
+            self._is_unsure = True
+            log.warning("store_unavailable", job_id=chunk.job_id, chunk=chunk.chunk_key, reason=error.message)
+        finally:
+            self.heartbeat.unwatch()
+        log.info("chunk_left", job_id=chunk.job_id, chunk=chunk.chunk_key, seconds=round(time.monotonic() - started_at, 3))
+
+    def _handle(self, chunk: Claim, handle: Callable[[], None]) -> Callable[[Connection], None] | None:
+        """Run the handler; return the statement that ends the chunk, or None when it is no longer ours."""
+        try:
+            handle()
+        except (LeaseLost, StoreUnavailable):
+            raise
+        except JobEnded:
+            return partial(chunk_rows.close, claim=chunk)
+        except DeviceTooSmall as error:
+            return partial(_ask_for_larger_device, chunk=chunk, needed_bytes=int(error.fields["needed_bytes"]))
+        except DeviceFull:
+            return partial(chunk_rows.release, claim=chunk, delay_s=REST_WHEN_FULL_S)
+        except Stalled as error:
+            return partial(chunk_rows.fail, claim=chunk, error=error, budgets=budgets(self.settings))
+        except Stopped as error:
+            log.info("chunk_released", job_id=chunk.job_id, chunk=chunk.chunk_key, reason=error.code)
+            return partial(chunk_rows.release, claim=chunk)
+        except (ModelError, InvalidInput) as error:
+            log.error("job_failed", job_id=chunk.job_id, code=error.code, reason=error.message)
+            return partial(chunk_rows.fail_job, claim=chunk, error=error)
+        except Exception as error:
+            known = error if isinstance(error, GistmillError) else GistmillError(f"{type(error).__name__}: {error}")
+            log.error("chunk_failed", job_id=chunk.job_id, chunk=chunk.chunk_key, failures=chunk.failures + 1, exc_info=error)
+            return partial(chunk_rows.fail, claim=chunk, error=known, budgets=budgets(self.settings))
+        return partial(chunk_rows.finish, claim=chunk)
+
+    def _claim(self) -> Claim | None:
+        """Return the next chunk, waiting for the database as long as it takes."""
+        wait_s = 0.2
+        while not self.drain.is_set():
+            try:
+                if self._is_unsure:
+                    self._settle_doubt()
+                claimant = replace(self.claimant, resident=self.resident())
+                lease_s = self.settings.lease_s
+                found = self.database.transact(partial(claim, claimant=claimant, lease_s=lease_s))
+                if found is None:
+                    self.database.transact(partial(worker_rows.rest, worker=claimant.worker))
+                return found
+            except StoreUnavailable as error:
+                self._is_unsure = True
+                log.warning("claim_failed", reason=error.message)
+                self.drain.wait(random.uniform(0.1, wait_s))
+                wait_s = min(LONGEST_WAIT_FOR_SQL_S, wait_s * 2)
+        return None
+
+    def _settle_doubt(self) -> None:
+        """Give back what this worker holds without knowing: a claim or release may have lost its answer."""
+        released = self.database.transact(partial(chunk_rows.release_owned, worker=self.claimant.worker))
+        self._is_unsure = False
+        log.info("doubt_settled", released=released)
+
+    def _pass_the_bell_on(self, found: Claim | None) -> None:
+        """Wake the next idle worker when more waits; one bell at submit so wakes the whole fleet."""
+        if found is None:
+            if time.monotonic() - self._rang_empty_at < RING_AFTER_EMPTY_S:
+                return
+            self._rang_empty_at = time.monotonic()
+        try:
+            ring_waiting(self.database, self.bells, self.settings)
+        except StoreUnavailable as error:
+            log.warning("bell_not_passed_on", reason=error.message)
+
+
+def _ask_for_larger_device(connection: Connection, chunk: Claim, needed_bytes: int) -> None:
+    chunk_rows.release(connection, chunk)
+    connection.execute(update(jobs).where(jobs.c.key == chunk.job_key).values(min_device_bytes=needed_bytes))

@@ -1,0 +1,17 @@
+"""The Celery tasks: a bell wakes the worker, SQL tells it what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from celery import Celery
+
+from gistmill.queue import TASK
+
+
+def register(app: Celery, work: Callable[[], None]) -> None:
+    """Make a bell call `work`. The bell's arguments are ignored: it may be forged, doubled or old."""
+
+    @app.task(name=TASK, ignore_result=True)
+    def bell(*_args: object, **_kwargs: object) -> None:
+        work()
