@@ -180,7 +180,8 @@ def fail_remaining_of(connection: Connection, chunk_key: int, error: ItemError) 
         .where(results.c.job_key == row.job_key)
     ).scalar_one()
     insert = _dialect(connection).insert(results).from_select(columns, source)
-    written = connection.execute(_replace_older_errors(insert)).rowcount
+    statement = _replace_older_errors(insert).returning(results.c.row_number)
+    written = len(connection.execute(statement).all())
     connection.execute(update(jobs).where(jobs.c.key == row.job_key).values(failed=jobs.c.failed + written - old_errors))
 
 

@@ -1,0 +1,279 @@
+"""The life of a chunk after its claim, and the fence around it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sqlalchemy import func, select
+
+from gistmill.control import cancel
+from gistmill.db import chunks as chunk_rows
+from gistmill.db.check import check
+from gistmill.db.chunks import Budgets
+from gistmill.db.claim import Claim
+from gistmill.db.results import Lost, Made, Unit, find_generations, load_pending, record
+from gistmill.db.session import Database
+from gistmill.db.tables import generations, results
+from gistmill.errors import GistmillError, InputTooLong, JobEnded, JobIsOver, LeaseLost, UnknownJob
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
+
+TEXTS = [f"dialogue number {number}" for number in range(6)]
+BUDGETS = Budgets(max_failures=3, max_crashes=3, retry_base_s=0.0)
+
+
+def made(unit: Unit, summary: str = "s", *, truncated: bool = False) -> Made:
+    return Made(unit, summary, "stop", 5, 2, truncated, "fake", "cpu", "float32")
+
+
+def pending(database: Database, claim: Claim) -> list[Unit]:
+    with database.read() as connection:
+        return load_pending(connection, claim, limit=100, is_sampling=False)
+
+
+def write_all(database: Database, claim: Claim) -> None:
+    units = pending(database, claim)
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
+
+
+def claimed(database: Database, name: str = "w1") -> Claim:
+    found = take(database, make_worker(database, name))
+    assert found is not None
+    return found
+
+
+def stored_summaries(database: Database) -> int:
+    with database.read() as connection:
+        return int(connection.execute(select(func.count()).select_from(generations)).scalar_one())
+
+
+def test_last_chunk_ends_the_job_and_counts_equal_rows(database: Database) -> None:
+    job = make_job(database, [*TEXTS, *TEXTS[:2]], per_chunk=3)
+    for name in ("w1", "w2"):
+        claim = claimed(database, name)
+        write_all(database, claim)
+        database.transact(lambda connection, claim=claim: chunk_rows.finish(connection, claim))
+    row = job_row(database, job)
+    assert (row["state"], row["succeeded"], row["generated"], row["shared"], row["not_run"]) == ("completed", 8, 6, 2, 0)
+    assert row["arrival"] == 2
+    assert check(database) == []
+
+
+def test_last_two_chunks_that_finish_at_once_end_the_job_once(database: Database) -> None:
+    for _ in range(5):
+        job = make_job(database, TEXTS, per_chunk=3)
+        claims = [claimed(database, f"{job}-{number}") for number in range(2)]
+        for claim in claims:
+            write_all(database, claim)
+        barrier = threading.Barrier(2)
+
+        def finish(claim: Claim, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            database.transact(lambda connection: chunk_rows.finish(connection, claim))
+
+        threads = [threading.Thread(target=finish, args=(claim,)) for claim in claims]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        row = job_row(database, job)
+        assert (row["state"], row["chunks_left"]) == ("completed", 0)
+
+
+def test_zombie_writes_nothing_after_its_lease_was_reaped(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    zombie = claimed(database, "zombie")
+    units = pending(database, zombie)
+    expire_leases(database)
+    assert database.transact(lambda connection: chunk_rows.reap(connection, BUDGETS)) == 1
+    heir = claimed(database, "heir")
+    assert heir.epoch == zombie.epoch + 1
+    for write in (
+        lambda connection: record(connection, zombie, made=[made(unit) for unit in units]),
+        lambda connection: chunk_rows.finish(connection, zombie),
+        lambda connection: chunk_rows.release(connection, zombie),
+        lambda connection: chunk_rows.fail(connection, zombie, GistmillError("x"), BUDGETS),
+        lambda connection: chunk_rows.fail_job(connection, zombie, GistmillError("x")),
+        lambda connection: chunk_rows.close(connection, zombie),
+    ):
+        with pytest.raises(LeaseLost):
+            database.transact(write)
+    assert not database.transact(lambda connection: chunk_rows.renew(connection, zombie, lease_s=30))
+    assert stored_summaries(database) == 0
+    assert job_row(database, job)["succeeded"] == 0
+    assert database.transact(lambda connection: chunk_rows.renew(connection, heir, lease_s=30))
+
+
+def test_lease_that_was_renewed_is_not_reaped(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    expire_leases(database)
+    database.transact(lambda connection: chunk_rows.renew(connection, claim, lease_s=30))
+    assert database.transact(lambda connection: chunk_rows.reap(connection, BUDGETS)) == 0
+    assert chunk_rows_of(database, job)[0]["epoch"] == 1
+
+
+def test_graceful_release_costs_neither_budget(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    for number in range(5):
+        claim = claimed(database, f"w{number}")
+        database.transact(lambda connection, claim=claim: chunk_rows.release(connection, claim))
+    chunk = chunk_rows_of(database, job)[0]
+    assert (chunk["state"], chunk["epoch"], chunk["failures"], chunk["crashes"]) == ("queued", 5, 0, 0)
+
+
+def test_crash_is_counted_only_without_progress(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database, "w1")
+    unit = pending(database, claim)[0]
+    database.transact(lambda connection: record(connection, claim, made=[made(unit)]))
+    database.transact(lambda connection: chunk_rows.bury(connection, "w1", BUDGETS))
+    assert chunk_rows_of(database, job)[0]["crashes"] == 0
+    claimed(database, "w2")
+    database.transact(lambda connection: chunk_rows.bury(connection, "w2", BUDGETS))
+    assert chunk_rows_of(database, job)[0]["crashes"] == 1
+
+
+def test_third_crash_in_a_row_fails_the_items_that_are_left(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    for number in range(3):
+        claimed(database, f"w{number}")
+        database.transact(lambda connection, number=number: chunk_rows.bury(connection, f"w{number}", BUDGETS))
+    row = job_row(database, job)
+    assert (row["state"], row["failed"], row["succeeded"]) == ("completed", 6, 0)
+    with database.read() as connection:
+        assert set(connection.execute(select(results.c.error_code)).scalars()) == {"worker_crashed"}
+    assert check(database) == []
+
+
+def test_failures_are_retried_and_then_written_to_the_remaining_items(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    for number in range(3):
+        claim = claimed(database, f"w{number}")
+        database.transact(lambda connection, claim=claim: chunk_rows.fail(connection, claim, GistmillError("boom"), BUDGETS))
+    row = job_row(database, job)
+    assert (row["state"], row["failed"]) == ("completed", 6)
+    with database.read() as connection:
+        message = connection.execute(select(results.c.error_message)).scalars().first()
+    assert message is not None
+    assert "boom" in message
+    assert check(database) == []
+
+
+def test_bad_item_fails_alone(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    good, bad = pending(database, claim)[:2]
+    lost = [Lost(bad, InputTooLong())]
+    database.transact(lambda connection: record(connection, claim, made=[made(good)], lost=lost))
+    row = job_row(database, job)
+    assert (row["succeeded"], row["failed"]) == (1, 1)
+    assert {unit.dialogue_key for unit in pending(database, claim)}.isdisjoint({good.dialogue_key, bad.dialogue_key})
+
+
+def test_equal_work_is_stored_once_and_both_jobs_point_at_it(database: Database) -> None:
+    first, second = make_job(database, TEXTS), make_job(database, TEXTS)
+    claims = [claimed(database, "w1"), claimed(database, "w2")]
+    for claim in claims:
+        write_all(database, claim)
+    assert stored_summaries(database) == 6
+    assert (job_row(database, first)["generated"], job_row(database, first)["shared"]) == (6, 0)
+    assert (job_row(database, second)["generated"], job_row(database, second)["shared"]) == (0, 6)
+    assert check(database) == []
+
+
+def test_two_workers_that_insert_the_same_generations_at_once_do_not_deadlock(database: Database) -> None:
+    keys = [make_job(database, TEXTS) for _ in range(4)]
+    claims = [claimed(database, f"w{number}") for number in range(4)]
+    threads = [threading.Thread(target=write_all, args=(database, claim)) for claim in claims]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stored_summaries(database) == 6
+    assert sum(job_row(database, key)["generated"] for key in keys) == 6
+    assert sum(job_row(database, key)["succeeded"] for key in keys) == 24
+
+
+def test_truncated_generation_is_not_shared_with_a_job_that_wants_none(database: Database) -> None:
+    make_job(database, TEXTS[:1])
+    claim = claimed(database)
+    units = pending(database, claim)
+    database.transact(lambda connection: record(connection, claim, made=[made(units[0], truncated=True)]))
+    with database.read() as connection:
+        assert find_generations(connection, claim, units, with_truncated=False) == []
+        assert len(find_generations(connection, claim, units, with_truncated=True)) == 1
+
+
+def test_cancel_closes_queued_chunks_and_the_worker_closes_its_own(database: Database) -> None:
+    job = make_job(database, TEXTS, per_chunk=2)
+    claim = claimed(database)
+    write_all(database, claim)
+    tenant = first_tenant(database)
+    cancel(database, tenant, job_row(database, job)["id"])
+    assert job_row(database, job)["state"] == "cancelling"
+    with database.read() as connection:
+        wish = chunk_rows.read_wish(connection, claim)
+    assert (wish.is_owned, wish.job_state) == (True, "cancelling")
+    database.transact(lambda connection: chunk_rows.close(connection, claim))
+    row = job_row(database, job)
+    assert (row["state"], row["succeeded"], row["not_run"], row["chunks_left"]) == ("cancelled", 2, 4, 0)
+    assert check(database) == []
+    cancel(database, tenant, row["id"])  # A second cancel changes nothing.
+
+
+def test_chunk_released_under_a_cancelled_job_is_closed_and_not_queued(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    cancel(database, first_tenant(database), job_row(database, job)["id"])
+    database.transact(lambda connection: chunk_rows.release(connection, claim))
+    assert job_row(database, job)["state"] == "cancelled"
+
+
+def test_nothing_is_recorded_under_a_job_that_failed(database: Database) -> None:
+    job = make_job(database, TEXTS, per_chunk=3)
+    first, second = claimed(database, "w1"), claimed(database, "w2")
+    units = pending(database, second)
+    database.transact(lambda connection: chunk_rows.fail_job(connection, first, GistmillError("unreadable")))
+    with pytest.raises(JobEnded):
+        database.transact(lambda connection: record(connection, second, made=[made(unit) for unit in units]))
+    database.transact(lambda connection: chunk_rows.close(connection, second))
+    row = job_row(database, job)
+    assert (row["state"], row["not_run"], row["chunks_left"]) == ("failed", 6, 0)
+    assert row["error"]["message"] == "unreadable"
+    assert stored_summaries(database) == 0
+
+
+def test_cancel_of_an_unknown_or_ended_job_says_so(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    write_all(database, claim)
+    database.transact(lambda connection: chunk_rows.finish(connection, claim))
+    tenant = first_tenant(database)
+    with pytest.raises(JobIsOver):
+        cancel(database, tenant, job_row(database, job)["id"])
+    with pytest.raises(UnknownJob):
+        cancel(database, tenant, "job_none")
+
+
+def test_worker_in_doubt_gives_back_what_carries_its_uuid(database: Database) -> None:
+    job = make_job(database, TEXTS, per_chunk=3)
+    claimed(database, "w1")
+    claimed(database, "w2")
+    assert database.transact(lambda connection: chunk_rows.release_owned(connection, "w1")) == 1
+    assert [chunk["state"] for chunk in chunk_rows_of(database, job)] == ["queued", "running"]
+    assert [chunk["crashes"] for chunk in chunk_rows_of(database, job)] == [0, 0]
+
+
+def test_later_attempt_replaces_an_error_and_counts_it_once(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    units = pending(database, claim)
+    lost = [Lost(unit, InputTooLong()) for unit in units]
+    database.transact(lambda connection: record(connection, claim, lost=lost))
+    again = Claim(**{**claim.__dict__, "attempt": 2})
+    assert len(pending(database, again)) == 6
+    database.transact(lambda connection: record(connection, again, made=[made(unit) for unit in units]))
+    row = job_row(database, job)
+    assert (row["succeeded"], row["failed"]) == (6, 0)
+    assert pending(database, again) == []
