@@ -1,0 +1,48 @@
+# Everything runs from a virtual environment in .venv with the exact versions of requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check coverage docs train-gist-tiny clean
+
+help: ## Print what the targets do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## Make .venv and install the locked versions
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Gistmill needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP) ## Summarize the bundled dialogues with the embedded stack
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## Run the checks and all tests
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## Lint, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+coverage: $(STAMP) ## Run the unit and integration tests and show what they cover
+	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered
+
+docs: $(STAMP) ## Write the generated reference pages anew
+	$(BIN)/python scripts/make_docs.py
+
+train-gist-tiny: $(STAMP) ## Train the built-in model again and check it (about ten minutes)
+	$(BIN)/python scripts/train_gist_tiny.py
+	$(BIN)/python scripts/check_gist_tiny.py
+
+clean: ## Remove the virtual environment and what demos and tests left
+	rm -rf $(VENV) demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
