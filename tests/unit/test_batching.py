@@ -1,0 +1,49 @@
+"""Which prompts share a micro-batch."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.engine.batching import pack, padded_tokens
+
+LENGTHS = st.lists(st.integers(0, 3000), max_size=200)
+
+
+@given(LENGTHS, st.integers(1, 5000), st.integers(1, 64))
+def test_every_row_is_in_one_batch_and_no_batch_exceeds_its_limits(lengths: list[int], budget: int, max_rows: int) -> None:
+    batches = pack(lengths, budget_tokens=budget, max_rows=max_rows)
+
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= max_rows
+        assert len(batch) == 1 or padded_tokens([lengths[index] for index in batch]) <= budget
+
+
+@given(LENGTHS, st.integers(1, 5000))
+def test_longest_rows_come_first_and_equal_rows_keep_their_order(lengths: list[int], budget: int) -> None:
+    order = [index for batch in pack(lengths, budget_tokens=budget, max_rows=8) for index in batch]
+
+    assert order == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+
+
+def test_batch_is_as_full_as_its_budget_allows() -> None:
+    assert pack([10, 3, 10, 3, 3], budget_tokens=20, max_rows=8) == [[0, 2], [1, 3, 4]]
+    assert pack([10, 3, 10, 3, 3], budget_tokens=20, max_rows=2) == [[0, 2], [1, 3], [4]]
+    assert pack([50, 3], budget_tokens=20, max_rows=8) == [[0], [1]]
+
+
+def test_sorting_keeps_pads_few() -> None:
+    lengths = [20 + (index * 37) % 400 for index in range(256)]
+
+    batches = pack(lengths, budget_tokens=4096, max_rows=32)
+
+    computed = sum(padded_tokens([lengths[index] for index in batch]) for batch in batches)
+    assert computed < 1.1 * sum(lengths)
+
+
+@pytest.mark.parametrize(("budget", "rows"), [(0, 1), (1, 0)])
+def test_batch_without_room_is_a_mistake(budget: int, rows: int) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        pack([1], budget_tokens=budget, max_rows=rows)

@@ -1,0 +1,81 @@
+"""What an engine is: prompts in, completions out as they finish. Imports no torch, so that any worker can name these types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from gistmill.errors import ItemError
+from gistmill.specs import GenerationParameters, Overflow
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row to complete. `key` is the caller's handle and comes back with the outcome.
+
+    `noise` is (dialogue digest, draw): together with the seed it decides a sampled text, whatever batch the row runs in.
+    """
+
+    key: int
+    text: str
+    noise: tuple[str, int] = ("", 0)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote for one row.
+
+    `tokens_in` counts what the model read (special tokens included, after truncation); `tokens_out` what it wrote, its end
+    token included. `finish_reason` is "length" when no end token came within the limit.
+    """
+
+    key: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    tokens_in: int
+    tokens_out: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """This row alone could not be completed; the others are not touched by it."""
+
+    key: int
+    error: ItemError
+
+
+Outcome = Completion | Failure
+
+
+class Engine(Protocol):
+    """A loaded model that completes prompts.
+
+    `device` and `dtype` say how it runs ("cpu", "cuda:0"; "float32", "bfloat16"); `weight_bytes` is what its weights occupy.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    weight_bytes: int
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        parameters: GenerationParameters,
+        *,
+        max_input_tokens: int,
+        on_overflow: Overflow,
+        should_stop: Callable[[], bool],
+    ) -> Iterator[list[Outcome]]:
+        """Yield the outcomes of each micro-batch as soon as it is finished; every prompt has exactly one.
+
+        `should_stop` is polled at every decode step, from the calling thread; it must be quick and must not raise. Once it
+        says True, generate returns without the unfinished micro-batch: what was yielded stays.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the model's memory back. The engine cannot be used afterwards."""
+        ...
