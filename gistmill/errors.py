@@ -7,6 +7,7 @@ GistmillError
 │   ├── InvalidSelection    a row selection does not parse or is out of range
 │   ├── InvalidName         a name has characters that names may not have
 │   └── QueryRefused        a SQL query asks for more than it may
+│       └── QueryTimeout        or for longer
 ├── NotFound
 │   ├── UnknownModel, UnknownPrompt, UnknownJob, UnknownDataset
 ├── Conflict
@@ -95,6 +96,12 @@ class QueryRefused(InvalidInput):
     """The query was refused: only one SELECT over the documented views is allowed."""
 
     code = "query_refused"
+
+
+class QueryTimeout(QueryRefused):
+    """The query took longer than allowed. Ask for less, or for one job at a time."""
+
+    code = "query_timeout"
 
 
 class NotFound(GistmillError):

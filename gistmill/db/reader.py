@@ -19,17 +19,18 @@ from gistmill.db.views import PRIVATE_SCHEMA, VIEWS
 ROLE = "gistmill_reader"
 SETTING = "gistmill.tenant"
 RUN = f"{PRIVATE_SCHEMA}.run_query"
+TOKENS = f"{PRIVATE_SCHEMA}.tokens"
 
-_TOKENS = f"""
+_MAKE_TOKENS = f"""
 CREATE SCHEMA IF NOT EXISTS {PRIVATE_SCHEMA};
 CREATE TABLE IF NOT EXISTS {PRIVATE_SCHEMA}.secret (value text NOT NULL);
 INSERT INTO {PRIVATE_SCHEMA}.secret SELECT gen_random_uuid()::text || gen_random_uuid()::text
     WHERE NOT EXISTS (SELECT 1 FROM {PRIVATE_SCHEMA}.secret);
-CREATE OR REPLACE VIEW {PRIVATE_SCHEMA}.tokens AS
+CREATE OR REPLACE VIEW {TOKENS} AS
     SELECT t.key AS tenant_key, encode(sha256(convert_to(s.value || ':' || t.key || ':' || s.value, 'UTF8')), 'hex') AS token
     FROM tenants t CROSS JOIN {PRIVATE_SCHEMA}.secret s;
 CREATE OR REPLACE VIEW {PRIVATE_SCHEMA}.visible AS
-    SELECT tenant_key FROM {PRIVATE_SCHEMA}.tokens
+    SELECT tenant_key FROM {TOKENS}
     WHERE token = current_setting('{SETTING}', true) OR has_table_privilege(current_user, 'tenants'::regclass, 'select');
 """
 
@@ -46,7 +47,7 @@ $body$;
 
 def install_tokens(connection: Connection) -> None:
     """Make the tokens on which the views rest."""
-    connection.exec_driver_sql(_TOKENS)
+    connection.exec_driver_sql(_MAKE_TOKENS)
 
 
 def install_role(connection: Connection) -> bool:

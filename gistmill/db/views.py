@@ -5,6 +5,8 @@ present in seconds, and TENANT(column) true for the rows that the reader may see
 
 No condition of a user may be tried on another tenant's row, because its errors would tell about it. On PostgreSQL the views
 are security barriers; on SQLite CROSS JOIN keeps the table with the tenant outermost, where the view's condition comes first.
+Joins by key also compare the tenant: SQLite's authorizer hears of a table that is joined by its key alone as if the query named
+it outside any view, and would refuse.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ _MODEL = "m.name || '@' || m.version"
 _JOBS = SqlView(
     "v_jobs",
     "One row per job. items = succeeded + failed + not_run once it has ended; generated + shared = succeeded.",
-    "FROM jobs j LEFT JOIN datasets d ON d.key = j.dataset_key LEFT JOIN models m ON m.key = j.model_key "
+    "FROM jobs j LEFT JOIN datasets d ON d.key = j.dataset_key AND d.tenant_key = j.tenant_key "
+    "LEFT JOIN models m ON m.key = j.model_key AND m.tenant_key = j.tenant_key "
     "WHERE TENANT(j.tenant_key)",
     _columns(
         ("job_id", "text", "j.id", "The job's id, job_…; later jobs have larger ids."),
@@ -90,9 +93,9 @@ _SUMMARIES = SqlView(
     "v_summaries",
     "One row per item with a summary.",
     "FROM jobs j CROSS JOIN results r CROSS JOIN generations g "
-    "LEFT JOIN dialogues t ON t.key = g.dialogue_key "
+    "LEFT JOIN dialogues t ON t.key = g.dialogue_key AND t.tenant_key = j.tenant_key "
     "LEFT JOIN dataset_rows i ON i.dataset_key = j.dataset_key AND i.row_number = r.row_number "
-    "LEFT JOIN models m ON m.key = j.model_key "
+    "LEFT JOIN models m ON m.key = j.model_key AND m.tenant_key = j.tenant_key "
     "WHERE TENANT(j.tenant_key) AND r.job_key = j.key AND g.key = r.generation_key",
     _columns(
         ("job_id", "text", "j.id", "The job."),
@@ -121,7 +124,7 @@ _ERRORS = SqlView(
     "One row per item that failed.",
     "FROM jobs j CROSS JOIN results r "
     "LEFT JOIN dataset_rows i ON i.dataset_key = j.dataset_key AND i.row_number = r.row_number "
-    "LEFT JOIN dialogues t ON t.key = i.dialogue_key "
+    "LEFT JOIN dialogues t ON t.key = i.dialogue_key AND t.tenant_key = j.tenant_key "
     "WHERE TENANT(j.tenant_key) AND r.job_key = j.key AND r.generation_key IS NULL",
     _columns(
         ("job_id", "text", "j.id", "The job."),
