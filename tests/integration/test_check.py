@@ -47,6 +47,8 @@ def test_command_exits_with_1_on_differences(
 ) -> None:
     write_history(database)
     monkeypatch.setenv("GISTMILL_DATABASE__URL", database_url)
+    # Logging stays as it is: it would go on writing to the standard error of this test.
+    monkeypatch.setattr("gistmill.admin.configure", lambda settings: None)
     assert main(["upgrade"]) == 0
     assert main(["check"]) == 0
     with database.write() as connection:
