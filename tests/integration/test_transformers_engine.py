@@ -226,6 +226,20 @@ def test_scores_that_are_not_numbers_fail_only_their_row(tiny_t5: Path, tmp_path
     assert "not finite" in outcomes[1].error.message
 
 
+def test_token_that_the_model_does_not_know_never_reaches_the_device(tiny_t5: Path, tmp_path: Path) -> None:
+    directory = copy_of(tiny_t5, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_tokens([f"<new_{index}>" for index in range(200)])
+    tokenizer.save_pretrained(directory)
+    engine = FaultyEngine(directory, RuntimeError("CUDA error: device-side assert triggered"), lambda rows: len(rows) > 1)
+
+    outcomes = complete(engine, prompts_of(["Anna", "Ben <new_199>"]))
+
+    assert isinstance(outcomes[0], Completion)
+    assert isinstance(outcomes[1], Failure)
+    assert "tokenizer" in outcomes[1].error.message
+
+
 def test_precision_is_native_or_pinned_and_never_fp16(tiny_t5: Path) -> None:
     native = load(tiny_t5, device="cpu", precision="native")
     pinned = load(tiny_t5, device="cpu", precision="bfloat16")

@@ -68,10 +68,11 @@ def test_noise_is_the_same_on_every_machine() -> None:
 
 
 def test_choice_at_the_edges_never_takes_an_impossible_token() -> None:
-    scores = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 3)
-    noise = torch.tensor([[0.0], [0.5], [1.0 - 2**-53]], dtype=torch.float64)
+    scores = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 4)
+    # Noise is below 1, but its product with the sum may round to the sum itself.
+    noise = torch.tensor([[0.0], [0.5], [1.0 - 2**-53], [1.0]], dtype=torch.float64)
 
-    assert choose(scores, noise).flatten().tolist() == [1, 2, 2]
+    assert choose(scores, noise).flatten().tolist() == [1, 2, 2, 2]
 
 
 def test_choice_does_not_depend_on_the_rows_beside_it() -> None:
