@@ -11,7 +11,7 @@ GistmillError
 ├── NotFound
 │   ├── UnknownModel, UnknownPrompt, UnknownJob, UnknownDataset
 ├── Conflict
-│   ├── NameTaken, AlreadyRunning, JobIsOver
+│   ├── NameTaken, AlreadyRunning, JobIsOver, DatasetLoading
 │   ├── IdempotencyMismatch     the same key came with another body
 │   └── IdempotencyInProgress   the first request with this key has not ended
 ├── NotAllowed
@@ -156,6 +156,12 @@ class JobIsOver(Conflict):
     """The job has ended, so nothing about it can be changed."""
 
     code = "job_is_over"
+
+
+class DatasetLoading(Conflict):
+    """The dataset is still being loaded. Try again in a moment."""
+
+    code, retryable = "dataset_loading", True
 
 
 class IdempotencyMismatch(Conflict):
