@@ -75,6 +75,14 @@ def database(database_url: str) -> Iterator[Database]:
     opened.close()
 
 
+@pytest.fixture
+def sqlite_only(sqlite_files: SQLiteFiles, tmp_path: Path) -> Iterator[Database]:
+    """A fresh, migrated SQLite database, for what does not depend on the database."""
+    opened = open_database(sqlite_files.make_migrated(tmp_path))
+    yield opened
+    opened.close()
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One redis-server for the whole run."""

@@ -1,0 +1,34 @@
+"""What users read back: jobs, their results and errors, datasets and workers, each within one tenant.
+
+Lists come in keyset pages; nothing here holds a transaction open between two pages.
+"""
+
+from __future__ import annotations
+
+from gistmill.readback.datasets import get_dataset, list_datasets
+from gistmill.readback.items import (
+    ORDERS,
+    iterate_errors,
+    iterate_results,
+    read_errors,
+    read_results,
+    result_order,
+)
+from gistmill.readback.jobs import get_job, get_job_state, list_jobs
+from gistmill.readback.workers import GONE_AFTER_S, list_workers
+
+__all__ = [
+    "GONE_AFTER_S",
+    "ORDERS",
+    "get_dataset",
+    "get_job",
+    "get_job_state",
+    "iterate_errors",
+    "iterate_results",
+    "list_datasets",
+    "list_jobs",
+    "list_workers",
+    "read_errors",
+    "read_results",
+    "result_order",
+]
