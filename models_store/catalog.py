@@ -1,0 +1,21 @@
+"""The models that come with Gistmill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models_store.importing import import_directory
+from models_store.manifest import Manifest
+from models_store.store import Store
+
+DIRECTORY = Path(__file__).parent / "builtin"
+
+
+def names() -> list[str]:
+    """Return the names of the built-in models."""
+    return sorted(path.parent.name for path in DIRECTORY.glob("*/config.json"))
+
+
+def import_builtin(store: Store, name: str) -> Manifest:
+    """Put a built-in model into the store and return its manifest."""
+    return import_directory(store, DIRECTORY / name, label=f"built-in {name}")

@@ -1,0 +1,36 @@
+"""Starts the child process that turns a pickled checkpoint into safetensors. Only the child imports torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from gistmill.errors import ModelError, ModelUnreadable, UnsafeModel
+
+LIMIT_S = 1800
+EXIT_UNSAFE = 65
+
+
+def run(source: Path, target: Path) -> None:
+    """Write the weights of `source` as safetensors into `target`.
+
+    Raises:
+        UnsafeModel: the pickle holds more than tensors.
+        ModelUnreadable: it cannot be read.
+        ModelError: this host has no torch, or the conversion took too long.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ModelError("Converting needs torch, which is not installed here. Convert on a worker host.")
+    command = [sys.executable, "-m", "workers.convert", str(source), str(target)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"Converting the model took longer than {LIMIT_S} s.") from error
+    if done.returncode == 0:
+        return
+    last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    if done.returncode == EXIT_UNSAFE:
+        raise UnsafeModel(f"The checkpoint was refused: {last[0]}")
+    raise ModelUnreadable(f"The checkpoint could not be converted: {last[0]}")
