@@ -1,4 +1,4 @@
-"""A worker that lacks a model version fetches it from the api by digest, checks every file and publishes it to its own store."""
+"""A worker that lacks a model version fetches it from the api by digest, checks every file and adds it to its own store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models come into the store from a directory or the hub: an allow-list of files, safetensors only, nothing that can run code."""
+"""Models come into the store from a directory or the hub: an allow-list of files, safetensors only, nothing that runs code."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from gistmill.queue import TASK
 def register(app: Celery, work: Callable[[], None]) -> None:
     """Make a bell call `work`. The bell's arguments are ignored: it may be forged, doubled or old."""
 
-    @app.task(name=TASK, ignore_result=True)
     def bell(*_args: object, **_kwargs: object) -> None:
         work()
+
+    app.task(name=TASK, ignore_result=True)(bell)
