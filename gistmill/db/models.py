@@ -14,10 +14,9 @@ from sqlalchemy.exc import IntegrityError
 from gistmill.db.clock import as_datetime, db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import models
-from gistmill.errors import InvalidName, UnknownModel
+from gistmill.errors import UnknownModel
 from gistmill.views import ModelView, Page
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 HUB = "hub:"
 ATTEMPTS = 10
 
@@ -34,20 +33,6 @@ class ModelVersion:
     weight_bytes: int
 
 
-def check_name(name: str) -> str:
-    """Return the name.
-
-    Raises:
-        InvalidName: it could leave the store or be taken for something else.
-    """
-    if not NAME.fullmatch(name) or ".." in name:
-        raise InvalidName(
-            f"'{name[:120]}' cannot name a model: use up to 100 letters, digits, '.', '_' and '-',"
-            " beginning with a letter or digit."
-        )
-    return name
-
-
 def register(
     database: Database,
     tenant_key: int,
@@ -60,12 +45,8 @@ def register(
 ) -> ModelView:
     """Give the files of this digest the next version of the name; the same files under the same name keep their version.
 
-    The files must be in the store already: whoever sees the row may fetch them.
-
-    Raises:
-        InvalidName: the name cannot be used.
+    The files must be in the store already: whoever sees the row may fetch them. `name` has been checked by models_store.names.
     """
-    check_name(name)
     values = {"tenant_key": tenant_key, "name": name, "digest": digest, "weight_bytes": weight_bytes, "source": source[:500]}
     for _ in range(ATTEMPTS):
         try:
