@@ -1,0 +1,96 @@
+"""Real worker processes for system tests: short leases, the fake engine, each with a model store of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.servers import die_with_parent
+
+LEASE_S = 2.0
+FAST = {
+    "GISTMILL_WORKER__ENGINE": "fake",
+    "GISTMILL_WORKER__LEASE_S": str(LEASE_S),
+    "GISTMILL_WORKER__RENEW_S": "0.5",
+    "GISTMILL_WORKER__WISH_S": "0.3",
+    "GISTMILL_WORKER__SWEEP_S": "0.4",
+    "GISTMILL_WORKER__MARGIN_S": "0.3",
+    "GISTMILL_WORKER__RETRY_BASE_S": "0.1",
+    "GISTMILL_WORKER__DRAIN_S": "10",
+    "GISTMILL_LOG__FORMAT": "text",
+}
+
+
+@dataclass
+class WorkerProcess:
+    """One worker process of the fleet."""
+
+    uuid: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 15.0) -> int:
+        """Return its exit status."""
+        return self.process.wait(timeout=timeout_s)
+
+    @property
+    def is_alive(self) -> bool:
+        """True while it runs."""
+        return self.process.poll() is None
+
+
+@dataclass
+class Fleet:
+    """Starts workers against one database and one Redis; `stop` leaves no process behind."""
+
+    directory: Path
+    database_url: str
+    redis_url: str
+    environment: dict[str, str] = field(default_factory=dict)
+    workers: list[WorkerProcess] = field(default_factory=list)
+
+    def start(self, *, seconds_per_row: float = 0.0, **environment: str) -> WorkerProcess:
+        """Start one worker, without a launcher."""
+        worker = str(uuid.uuid4())
+        home = self.directory / worker
+        home.mkdir(parents=True)
+        log = home / "log"
+        pinned = ["--device-uuid", "cpu-0", "--device-kind", "cpu", "--device-name", "CPU", "--device-bytes", str(2**34)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "workers", "--child", worker, *pinned],
+                env=self.env(home) | {"GISTMILL_WORKER__FAKE_SECONDS_PER_ROW": str(seconds_per_row)} | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=die_with_parent,
+            )
+        started = WorkerProcess(worker, process, log)
+        self.workers.append(started)
+        return started
+
+    def env(self, home: Path) -> dict[str, str]:
+        """Return the environment of a process with this home."""
+        urls = {"GISTMILL_DATABASE__URL": self.database_url, "GISTMILL_REDIS__URL": self.redis_url, "GISTMILL_HOME": str(home)}
+        return dict(os.environ) | FAST | urls | self.environment
+
+    def stop(self) -> None:
+        """End every worker, the stopped ones too."""
+        for worker in self.workers:
+            if worker.is_alive:
+                worker.send(signal.SIGCONT)
+                worker.send(signal.SIGKILL)
+                worker.wait()
+
+    def logs(self) -> str:
+        """Return what the workers logged."""
+        return "\n".join(worker.log.read_text(errors="replace") for worker in self.workers)
