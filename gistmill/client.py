@@ -1,0 +1,292 @@
+"""The thin client: submit, watch and read back over HTTP. It needs no torch, no database and no queue.
+
+from gistmill.client import Client
+
+with Client() as client:
+    job = client.summarize("calls.jsonl", model="gist-tiny").wait(progress=True)
+    for result in job.results():
+        ...
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from gistmill.errors import ApiUnreachable, InvalidInput
+from gistmill.local import Stack, join_stack
+from gistmill.settings import Settings, load_settings
+from gistmill.sources import DatasetSource, find_source
+from gistmill.specs import SummarizeSpec, parse_spec
+from gistmill.states import JobState
+from gistmill.transport import Transport
+from gistmill.views import Counts, DatasetView, ItemErrorView, JobView, ModelView, Page, QueryView, ResultView, WorkerView
+
+BLOCK = 1024 * 1024
+POLL_S = 0.3
+# How often a broken stream of results is taken up again without one line having come in between.
+RESUMES = 8
+
+
+class Job:
+    """A submitted job. Its fields are as of the last `refresh`."""
+
+    def __init__(self, client: Client, view: JobView) -> None:
+        self._client = client
+        self.view = view
+
+    @property
+    def id(self) -> str:
+        """The id that SQL and every command know."""
+        return self.view.id
+
+    @property
+    def state(self) -> str:
+        """The state as of the last refresh."""
+        return self.view.state
+
+    @property
+    def counts(self) -> Counts:
+        """The counts as of the last refresh."""
+        return self.view.counts
+
+    def refresh(self) -> Job:
+        """Read the job again."""
+        self.view = self._client.get_job_view(self.id)
+        return self
+
+    def wait(
+        self, *, progress: bool = False, timeout_s: float | None = None, on_change: Callable[[JobView], None] | None = None
+    ) -> Job:
+        """Return when the job has ended; `progress` draws a bar on standard error.
+
+        Raises:
+            TimeoutError: it has not ended in `timeout_s` seconds; it runs on.
+        """
+        if progress and on_change is None:
+            from gistmill.progress import show_progress
+
+            with show_progress() as on_change:
+                return self.wait(timeout_s=timeout_s, on_change=on_change)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self.refresh()
+            if on_change is not None:
+                on_change(self.view)
+            if JobState(self.view.state).is_final:
+                return self
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"The job {self.id} is {self.view.state} after {timeout_s} s; it runs on.")
+            time.sleep(POLL_S)
+
+    def results(self, *, follow: bool = True, after: str | None = None) -> Iterator[ResultView]:
+        """Yield every summary once, as they arrive while the job runs and in input order when it has ended.
+
+        A broken connection is taken up again behind the last line. `follow=False` ends with what there is now.
+        """
+        path = f"/v1/jobs/{self.id}/results"
+        return self._client.read_lines(path, ResultView, after=after, follow=str(follow).lower())
+
+    def errors(self, *, after: str | None = None) -> Iterator[ItemErrorView]:
+        """Yield the failed items in input order."""
+        return self._client.read_lines(f"/v1/jobs/{self.id}/errors", ItemErrorView, after=after)
+
+    def cancel(self) -> Job:
+        """Ask the job to stop; running work ends within seconds."""
+        self.view = JobView.model_validate(self._client.transport.post(f"/v1/jobs/{self.id}/cancel", repeat=True))
+        return self
+
+
+class Client:
+    """Speaks with a Gistmill server: the one that is named, configured, or runs in the data directory, else a private one."""
+
+    def __init__(self, url: str | None = None, token: str | None = None, *, settings: Settings | None = None) -> None:
+        self.settings = settings or load_settings()
+        self._url = url if url is not None else self.settings.api.url
+        self._token = token
+        self._transport: Transport | None = None
+        self._stack: Stack | None = None
+        self._needs_workers = True
+
+    @classmethod
+    def for_reading(cls) -> Client:
+        """Return a client whose private stack, if one must be started, runs no worker."""
+        client = cls()
+        client._needs_workers = False
+        return client
+
+    @property
+    def stack(self) -> Stack | None:
+        """The embedded stack that this client uses, or None with a configured server or before the first use."""
+        return self._stack
+
+    @property
+    def transport(self) -> Transport:
+        """The connection, made at first use: without a configured server the private stack is joined or started."""
+        if self._transport is None:
+            if self._url:
+                self._transport = Transport(self._url, self._token or self.settings.token)
+            else:
+                self._stack = join_stack(self.settings, workers=self._needs_workers)
+                self._transport = Transport(self._stack.url, self._stack.token)
+        return self._transport
+
+    def close(self) -> None:
+        """Close the connection; the last user of a private stack stops it."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.leave()
+
+    def __enter__(self) -> Client:
+        """Return the client itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the connection."""
+        self.close()
+
+    def summarize(
+        self,
+        data: str | Path | IO[bytes],
+        *,
+        columns: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        generation: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> Job:
+        """Submit a job and return it at once.
+
+        `data` is a file, a stream of bytes, a hub id with split, or a dataset that the server has; `spec` holds the fields of
+        SummarizeSpec (`model`, `prompt`, `select`, `max_input_tokens`, `on_overflow`, …), `generation` those of
+        GenerationParameters, and `columns` maps columns, such as "dialogue=transcript".
+
+        Raises:
+            InvalidInput: the data or the parameters cannot be used; nothing was queued.
+        """
+        source = find_source(data)
+        fields = {name: value for name, value in spec.items() if value is not None}
+        if source.select and fields.get("select"):
+            raise InvalidInput("Rows are selected twice: behind the data's name and by select. Keep one.")
+        if source.select:
+            fields["select"] = source.select
+        fields["generation"] = {name: value for name, value in (generation or {}).items() if value is not None}
+        parse_spec({"dataset": "checked-before-the-upload"} | fields)
+        dataset = self._upload(source, columns)
+        return self.submit(parse_spec({"dataset": dataset} | fields), idempotency_key=idempotency_key)
+
+    def submit(self, spec: SummarizeSpec, *, idempotency_key: str | None = None) -> Job:
+        """Submit a job over a dataset that the server has. The same key never makes a second job."""
+        body = spec.model_dump(mode="json", exclude_defaults=True) | {"kind": spec.kind}
+        key = idempotency_key or str(uuid.uuid4())
+        return Job(self, JobView.model_validate(self.transport.post("/v1/jobs", body, key=key)))
+
+    def add_dataset(self, data: str | Path | IO[bytes], *, name: str | None = None, columns: Iterable[str] = ()) -> DatasetView:
+        """Upload a dataset and return it; equal rows are kept once."""
+        source = find_source(data)
+        if source.select:
+            raise InvalidInput("A dataset is added whole; select rows when you summarize it.")
+        return self.get_dataset(self._upload(source, columns, name=name))
+
+    def get_dataset(self, name: str) -> DatasetView:
+        """Return a dataset by id or name."""
+        return DatasetView.model_validate(self.transport.get(f"/v1/datasets/{name}"))
+
+    def list_datasets(self) -> Iterator[DatasetView]:
+        """Yield the datasets, newest first."""
+        return self._pages("/v1/datasets", DatasetView)
+
+    def job(self, job_id: str) -> Job:
+        """Return a job by its id."""
+        return Job(self, self.get_job_view(job_id))
+
+    def get_job_view(self, job_id: str) -> JobView:
+        """Return a job as it stands."""
+        return JobView.model_validate(self.transport.get(f"/v1/jobs/{job_id}"))
+
+    def list_jobs(self, *, state: str | None = None) -> Iterator[JobView]:
+        """Yield the jobs, newest first."""
+        return self._pages("/v1/jobs", JobView, state=state)
+
+    def list_models(self) -> Iterator[ModelView]:
+        """Yield every model version."""
+        return self._pages("/v1/models", ModelView)
+
+    def get_model(self, reference: str) -> ModelView:
+        """Return a model version; a name alone means its newest."""
+        return ModelView.model_validate(self.transport.get(f"/v1/models/{reference}"))
+
+    def add_model(self, source: str | Path, *, name: str | None = None, convert: bool = False) -> ModelView:
+        """Add a model from a local directory, whose files are uploaded, or from the hub by its id."""
+        directory = Path(source)
+        if not directory.is_dir():
+            if "/" not in str(source) or directory.is_absolute() or str(source).startswith("."):
+                raise InvalidInput(f"{source} is neither a directory here nor a hub id such as google/flan-t5-base.")
+            return ModelView.model_validate(self.transport.post("/v1/models", {"hub_id": str(source), "name": name}))
+        upload = self.transport.post("/v1/models/uploads", {"name": name or directory.resolve().name})["upload"]
+        for path in sorted(path for path in directory.iterdir() if path.is_file()):
+            self._send_model_file(upload, path)
+        body = {"convert": convert}
+        return ModelView.model_validate(self.transport.post(f"/v1/models/uploads/{upload}/publish", body))
+
+    def list_workers(self) -> Iterator[WorkerView]:
+        """Yield the worker processes."""
+        return self._pages("/v1/workers", WorkerView)
+
+    def sql(self, query: str, *, limit: int = 1000) -> QueryView:
+        """Return the rows of a SELECT over the documented views."""
+        return QueryView.model_validate(self.transport.post("/v1/query", {"sql": query, "limit": limit}, repeat=True))
+
+    def read_lines(self, path: str, view: type[Any], *, after: str | None = None, **params: Any) -> Iterator[Any]:
+        """Yield the lines of a stream; a broken connection is taken up again behind the last one."""
+        breaks = 0
+        while True:
+            try:
+                with self.transport.stream(path, after=after, **params) as lines:
+                    for line in lines:
+                        item = view.model_validate_json(line)
+                        after, breaks = item.cursor, 0
+                        yield item
+                return
+            except ApiUnreachable:
+                breaks += 1
+                if breaks > RESUMES:
+                    raise
+                time.sleep(POLL_S * breaks)
+
+    def _pages(self, path: str, view: type[Any], **params: Any) -> Iterator[Any]:
+        after: str | None = None
+        while True:
+            page = Page[Any].model_validate(self.transport.get(path, after=after, **params))
+            yield from (view.model_validate(item) for item in page.data)
+            if not page.has_more or page.next is None:
+                return
+            after = page.next
+
+    def _upload(self, source: DatasetSource, columns: Iterable[str], *, name: str | None = None) -> str:
+        """Bring the data to the server and return the dataset's id or name."""
+        if source.stored is not None:
+            return source.stored
+        if source.hub_id is not None:
+            body = {"hub_id": source.hub_id, "split": source.split, "column": list(columns), "name": name}
+            return DatasetView.model_validate(self.transport.post("/v1/datasets/hub", body, repeat=True)).id
+        params = {"filename": source.filename, "column": list(columns), "name": name or source.name}
+        try:
+            answer = self.transport.upload("POST", "/v1/datasets", source.blocks, **params)
+        finally:
+            source.forget()
+        return DatasetView.model_validate(answer).id
+
+    def _send_model_file(self, upload: str, path: Path) -> None:
+        def blocks() -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    yield block
+
+        self.transport.upload("PUT", f"/v1/models/uploads/{upload}/files/{path.name}", blocks)
