@@ -94,7 +94,7 @@ def supervise(
     """
     places = Places(settings.data_dir)
     places.make()
-    lock = try_lock(places.stack_lock)
+    lock = _take(places.stack_lock)
     if lock is None:
         url = (places.read_state() or {}).get("url", "an address that is not known yet")
         raise AlreadyRunning(f"A Gistmill stack already runs on {places.home}, at {url}. Stop it with: gistmill down")
@@ -211,6 +211,16 @@ class Supervisor:
 
     def _note_signal(self, _number: int, _frame: object) -> None:
         self._is_ending = True
+
+
+def _take(path: Path) -> int | None:
+    """Take the lock; somebody who only looks whether it is held has it for an instant, so one refusal proves nothing."""
+    for _ in range(10):
+        lock = try_lock(path)
+        if lock is not None:
+            return lock
+        time.sleep(0.03)
+    return None
 
 
 def _die_with_parent() -> None:
