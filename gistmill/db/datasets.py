@@ -1,0 +1,350 @@
+"""Datasets on their way into SQL: from `loading`, under a lease, in small transactions, to `ready`.
+
+Two counters on the row of the dataset say how far it has come, and change in the same transactions as what they count:
+`rows` (the rows 0 to rows-1 are there) and `ranked` (the ranks 0 to ranked-1 are there). So whoever takes over an expired lease
+goes on where the last one stopped, and the sweep can undo from the end at any moment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gistmill.db.bulk import insert_many, listed
+from gistmill.db.clock import as_datetime, db_now
+from gistmill.db.ids import make_id
+from gistmill.db.tables import dataset_dialogues, dataset_rows, datasets, dialogues
+from gistmill.errors import LeaseLost, UnknownDataset
+from gistmill.states import DatasetState
+from gistmill.views import DatasetView
+
+LEASE_S = 30.0
+# What was not touched for this long is given up, and swept.
+ABANDONED_S = 3600.0
+# A transaction of a million rows would hold other writers of an SQLite file up for half a minute.
+PAGE = 5_000
+NAMES_TO_COMPARE = 1_000
+
+DIALOGUE_COLUMNS = [dialogues.c[name] for name in ("tenant_key", "digest", "characters", "text")]
+ROW_COLUMNS = list(dataset_rows.columns)
+
+
+class LoadableRow(Protocol):
+    """A parsed and checked row."""
+
+    @property
+    def id(self) -> str:
+        """The id, unique in its dataset."""
+
+    @property
+    def dialogue(self) -> str:
+        """The text."""
+
+    @property
+    def references(self) -> Sequence[str]:
+        """Summaries that people wrote."""
+
+    @property
+    def metadata(self) -> Any:
+        """Whatever else the row holds, as a JSON object."""
+
+
+@dataclass(frozen=True)
+class NewDataset:
+    """A dataset to be loaded; equal digests of a tenant are one dataset."""
+
+    tenant_key: int
+    digest: str
+    name: str
+    format: str
+    mapping: dict[str, str]
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to load a dataset, and how far it has come."""
+
+    dataset_key: int
+    tenant_key: int
+    owner: str
+    rows: int
+    ranked: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The distinct dialogues of a dataset in the order of their ranks, and how many rows each has."""
+
+    keys: array[int]
+    rows: array[int]
+
+
+def find_by_digest(connection: Connection, tenant_key: int, digest: str) -> Row[Any] | None:
+    """Return the dataset of this digest, or None; `is_free` says that it is loading and nobody holds its lease."""
+    is_free = and_(datasets.c.state == DatasetState.LOADING, datasets.c.lease_until <= db_now()).label("is_free")
+    query = select(datasets, is_free).where(datasets.c.tenant_key == tenant_key, datasets.c.digest == digest)
+    return connection.execute(query).one_or_none()
+
+
+def begin(connection: Connection, new: NewDataset, owner: str) -> Lease | None:
+    """Add the dataset and return the lease on it, or None when somebody else added it first."""
+    statement = (
+        _dialect(connection)
+        .insert(datasets)
+        .values(
+            id=make_id("ds"),
+            tenant_key=new.tenant_key,
+            digest=new.digest,
+            name=new.name,
+            state=DatasetState.LOADING,
+            format=new.format,
+            mapping=new.mapping,
+            warnings=list(new.warnings),
+            lease_owner=owner,
+            lease_until=db_now() + LEASE_S,
+            created_at=db_now(),
+        )
+        .on_conflict_do_nothing(index_elements=[datasets.c.tenant_key, datasets.c.digest])
+        .returning(datasets.c.key)
+    )
+    key = connection.execute(statement).scalar_one_or_none()
+    return None if key is None else Lease(key, new.tenant_key, owner, 0, 0)
+
+
+def take_over(connection: Connection, dataset_key: int, owner: str) -> Lease | None:
+    """Take the lease when it has expired; of two who try, one gets it."""
+    statement = (
+        update(datasets)
+        .where(datasets.c.key == dataset_key, datasets.c.state == DatasetState.LOADING, datasets.c.lease_until <= db_now())
+        .values(lease_owner=owner, lease_until=db_now() + LEASE_S)
+        .returning(datasets.c.tenant_key, datasets.c.rows, datasets.c.ranked)
+    )
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else Lease(dataset_key, row.tenant_key, owner, row.rows, row.ranked)
+
+
+def renew(connection: Connection, lease: Lease, **values: Any) -> None:
+    """Lock the dataset, renew the lease and set these values.
+
+    Raises:
+        LeaseLost: somebody took over; nothing was written.
+    """
+    _change(connection, lease, lease_until=db_now() + LEASE_S, **values)
+
+
+def release(connection: Connection, lease: Lease) -> None:
+    """Let anybody take over at once.
+
+    Raises:
+        LeaseLost: somebody has already.
+    """
+    _change(connection, lease, lease_until=db_now())
+
+
+def write_rows(connection: Connection, lease: Lease, rows: Sequence[LoadableRow]) -> Lease:
+    """Insert the next rows and the dialogues that are new; return the lease as it then is.
+
+    A dialogue is stored once per tenant. Dialogues are inserted by digest, so that two uploads never wait for each other.
+
+    Raises:
+        LeaseLost: somebody took over; nothing was written.
+    """
+    renew(connection, lease, rows=lease.rows + len(rows))
+    digests = [hashlib.sha256(row.dialogue.encode()).hexdigest() for row in rows]
+    keys = _find_keys(connection, lease.tenant_key, sorted(set(digests)))
+    # A dialogue that nobody had stored a moment ago has no rows in this dataset either.
+    counts = _count_rows(connection, lease.dataset_key, list(keys.values())) if lease.rows else Counter()
+    missing = {digest: row.dialogue for digest, row in zip(digests, rows, strict=True) if digest not in keys}
+    _insert_dialogues(connection, lease.tenant_key, missing)
+    keys |= _find_keys(connection, lease.tenant_key, sorted(missing))
+    insert_many(connection, ROW_COLUMNS, _number_rows(lease, rows, [keys[digest] for digest in digests], counts))
+    return replace(lease, rows=lease.rows + len(rows))
+
+
+def read_ranking(connection: Connection, dataset_key: int) -> Ranking:
+    """Return the distinct dialogues by (characters, digest): neighbours cost alike. 16 bytes a dialogue."""
+    if connection.dialect.name == "postgresql":
+        # Sorting millions may take longer than a statement of a request may.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+    counted = (
+        select(dataset_rows.c.dialogue_key, func.count().label("rows"))
+        .where(dataset_rows.c.dataset_key == dataset_key)
+        .group_by(dataset_rows.c.dialogue_key)
+        .subquery()
+    )
+    query = (
+        select(counted.c.dialogue_key, counted.c.rows)
+        .join(dialogues, dialogues.c.key == counted.c.dialogue_key)
+        .order_by(dialogues.c.characters, dialogues.c.digest)
+    )
+    ranking = Ranking(array("q"), array("q"))
+    for key, rows in connection.execute(query, execution_options={"yield_per": PAGE}):
+        ranking.keys.append(key)
+        ranking.rows.append(rows)
+    return ranking
+
+
+def write_ranks(connection: Connection, lease: Lease, ranking: Ranking) -> Lease:
+    """Insert the next page of ranks; return the lease as it then is.
+
+    Raises:
+        LeaseLost: somebody took over; nothing was written.
+    """
+    stop = min(lease.ranked + PAGE, len(ranking.keys))
+    renew(connection, lease, ranked=stop)
+    values = ((lease.dataset_key, rank, ranking.keys[rank], ranking.rows[rank]) for rank in range(lease.ranked, stop))
+    insert_many(connection, list(dataset_dialogues.columns), values)
+    return replace(lease, ranked=stop)
+
+
+def finish(connection: Connection, lease: Lease) -> None:
+    """Make the dataset ready; from now on nothing about it changes.
+
+    Raises:
+        LeaseLost: somebody took over; nothing was written.
+    """
+    _change(
+        connection,
+        lease,
+        state=DatasetState.READY,
+        dialogues=lease.ranked,
+        ready_at=db_now(),
+        lease_owner=None,
+        lease_until=None,
+    )
+
+
+def has_abandoned(connection: Connection) -> bool:
+    """True when there is an upload that was given up."""
+    return connection.execute(select(datasets.c.key).where(_is_abandoned()).limit(1)).first() is not None
+
+
+def undo_abandoned(connection: Connection) -> bool:
+    """Undo one page of one dataset whose upload was given up, from its end; False when there is none.
+
+    Dialogues stay: other datasets may hold them.
+    """
+    row = connection.execute(select(datasets).where(_is_abandoned()).limit(1).with_for_update()).one_or_none()
+    if row is None:
+        return False
+    if row.ranked == row.rows == 0:
+        connection.execute(delete(datasets).where(datasets.c.key == row.key))
+        return True
+    table, counter = (dataset_dialogues, "ranked") if row.ranked else (dataset_rows, "rows")
+    number = table.c.rank if row.ranked else table.c.row_number
+    left = max(0, getattr(row, counter) - PAGE)
+    connection.execute(delete(table).where(table.c.dataset_key == row.key, number >= left))
+    connection.execute(update(datasets).where(datasets.c.key == row.key).values({counter: left}))
+    return True
+
+
+def get(connection: Connection, tenant_key: int, reference: str) -> Row[Any]:
+    """Return the dataset of this id, else the newest ready one of this name, else the newest of this name.
+
+    Raises:
+        UnknownDataset: there is none; the message names the nearest.
+    """
+    query = (
+        select(datasets)
+        .where(datasets.c.tenant_key == tenant_key, or_(datasets.c.id == reference, datasets.c.name == reference))
+        .order_by((datasets.c.id == reference).desc(), (datasets.c.state == DatasetState.READY).desc(), datasets.c.key.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise UnknownDataset(f"There is no dataset '{reference}'.{_hint(connection, tenant_key, reference)}")
+    return row
+
+
+def as_view(row: Row[Any]) -> DatasetView:
+    """Return what users read of a dataset."""
+    return DatasetView(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        digest=row.digest,
+        rows=row.rows,
+        dialogues=row.dialogues,
+        format=row.format,
+        created_at=as_datetime(row.created_at),
+        warnings=row.warnings,
+    )
+
+
+def _is_abandoned() -> ColumnElement[bool]:
+    return and_(datasets.c.state == DatasetState.LOADING, datasets.c.lease_until <= db_now() - ABANDONED_S)
+
+
+def _change(connection: Connection, lease: Lease, **values: Any) -> None:
+    # The counters are part of the guard: the sweep undoes pages without a lease of its own.
+    statement = update(datasets).where(
+        datasets.c.key == lease.dataset_key,
+        datasets.c.state == DatasetState.LOADING,
+        datasets.c.lease_owner == lease.owner,
+        datasets.c.rows == lease.rows,
+        datasets.c.ranked == lease.ranked,
+    )
+    if connection.execute(statement.values(**values)).rowcount != 1:
+        raise LeaseLost("Another upload of the same rows has taken over.")
+
+
+def _find_keys(connection: Connection, tenant_key: int, digests: Sequence[str]) -> dict[str, int]:
+    if not digests:
+        return {}
+    query = select(dialogues.c.digest, dialogues.c.key).where(
+        dialogues.c.tenant_key == tenant_key, dialogues.c.digest.in_(listed(connection, digests))
+    )
+    return {row.digest: row.key for row in connection.execute(query)}
+
+
+def _count_rows(connection: Connection, dataset_key: int, keys: Sequence[int]) -> Counter[int]:
+    """Return how many rows each dialogue has in the dataset so far: one look at the end of an index per dialogue."""
+    if not keys:
+        return Counter()
+    last = (
+        select(func.max(dataset_rows.c.occurrence))
+        .where(dataset_rows.c.dataset_key == dataset_key, dataset_rows.c.dialogue_key == dialogues.c.key)
+        .correlate(dialogues)
+        .scalar_subquery()
+    )
+    query = select(dialogues.c.key, last + 1).where(dialogues.c.key.in_(listed(connection, keys)))
+    return Counter({key: count or 0 for key, count in connection.execute(query)})
+
+
+def _insert_dialogues(connection: Connection, tenant_key: int, texts: dict[str, str]) -> None:
+    values = ((tenant_key, digest, len(texts[digest]), texts[digest]) for digest in sorted(texts))
+    insert_many(connection, DIALOGUE_COLUMNS, values, or_skip=True)
+
+
+def _number_rows(
+    lease: Lease, rows: Sequence[LoadableRow], keys: Sequence[int], counts: Counter[int]
+) -> Iterator[tuple[Any, ...]]:
+    """Make the rows of `ROW_COLUMNS`; `counts` holds how often each dialogue occurred before, and counts on."""
+    for number, (row, key) in enumerate(zip(rows, keys, strict=True), start=lease.rows):
+        references = json.dumps(list(row.references)) if row.references else "[]"
+        metadata = json.dumps(dict(row.metadata)) if row.metadata else "{}"
+        yield lease.dataset_key, number, row.id, key, counts[key], references, metadata
+        counts[key] += 1
+
+
+def _hint(connection: Connection, tenant_key: int, name: str) -> str:
+    query = select(datasets.c.name).where(datasets.c.tenant_key == tenant_key).order_by(datasets.c.key.desc())
+    names = dict.fromkeys(connection.execute(query.limit(NAMES_TO_COMPARE)).scalars())
+    near = difflib.get_close_matches(name, names, n=3)
+    if near:
+        return f" Did you mean {' or '.join(repr(other) for other in near)}?"
+    return " List them with: gistmill datasets list"
+
+
+def _dialect(connection: Connection) -> Any:
+    return sqlite if connection.dialect.name == "sqlite" else postgresql

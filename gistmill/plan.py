@@ -1,0 +1,104 @@
+"""How a job is cut into chunks: ranges of ranks that hold about equally many of the dialogues it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from sqlalchemy import Connection, func, select, text
+
+from gistmill.db.jobs import JobRows, takes
+from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs
+
+# A chunk is about this much work, so that little is lost with a worker and all workers end at about the same time.
+CHUNK_S = 30.0
+CHUNKS_PER_WORKER = 4
+LEAST_DIALOGUES = 16
+DIALOGUES_AT_UNKNOWN_SPEED = 256
+# The speed is measured on the last chunks of at most as many jobs.
+CHUNKS_TO_MEASURE = 20
+PAGE = 5_000
+
+
+class Range(NamedTuple):
+    """The ranks of a chunk, first to last and both inside, and how many selected dialogues they hold."""
+
+    first: int
+    last: int
+    dialogues: int
+
+
+def chunk_size(selected: int, *, live_workers: int, dialogues_per_s: float | None) -> int:
+    """Return how many selected dialogues a chunk should hold. No live worker counts as one: it will come."""
+    share = selected // (CHUNKS_PER_WORKER * max(1, live_workers))
+    work = DIALOGUES_AT_UNKNOWN_SPEED if dialogues_per_s is None else int(CHUNK_S * dialogues_per_s)
+    return max(LEAST_DIALOGUES, min(work, share))
+
+
+def plan_all(dialogues: int, size: int) -> Iterator[Range]:
+    """Cut the ranks 0 to dialogues-1, all of which are selected, without a look at any row."""
+    for first in range(0, dialogues, size):
+        last = min(first + size, dialogues) - 1
+        yield Range(first, last, last - first + 1)
+
+
+def cut(ranks: Iterable[int], size: int) -> Iterator[Range]:
+    """Cut after every `size` of these ascending ranks; in memory there is one range at a time."""
+    first, last, count = 0, 0, 0
+    for rank in ranks:
+        if count == size:
+            yield Range(first, last, count)
+            count = 0
+        if count == 0:
+            first = rank
+        last = rank
+        count += 1
+    if count:
+        yield Range(first, last, count)
+
+
+def selected_ranks(connection: Connection, dataset_key: int, rows: JobRows) -> Iterator[int]:
+    """Stream, in order, the ranks of the dialogues that have at least one of these rows.
+
+    One walk over the ranks and one over the rows: the dialogues of the selected rows are collected by the database first.
+    """
+    if connection.dialect.name == "postgresql":
+        # A pass over millions of rows may take longer than a statement of a request may.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+    taken = select(dataset_rows.c.dialogue_key).where(
+        dataset_rows.c.dataset_key == dataset_key, takes(connection, rows, dataset_rows.c.row_number)
+    )
+    query = (
+        select(dataset_dialogues.c.rank)
+        .where(dataset_dialogues.c.dataset_key == dataset_key, dataset_dialogues.c.dialogue_key.in_(taken))
+        .order_by(dataset_dialogues.c.rank)
+    )
+    yield from connection.execute(query, execution_options={"yield_per": PAGE}).scalars()
+
+
+def measured_speed(connection: Connection, tenant_key: int, model_digest: str) -> float | None:
+    """Return how many dialogues a worker ends per second with this model, or None when nobody has run it yet.
+
+    Jobs are asked from the newest on, each by its index of finished chunks, until enough chunks are together.
+    """
+    newest = (
+        select(jobs.c.key)
+        .where(jobs.c.tenant_key == tenant_key, jobs.c.model_digest == model_digest)
+        .order_by(jobs.c.key.desc())
+        .limit(CHUNKS_TO_MEASURE)
+    )
+    measured, dialogues, seconds = 0, 0, 0.0
+    for job_key in connection.execute(newest).scalars().all():
+        last = (
+            select(chunks.c.dialogues, (chunks.c.finished_at - chunks.c.started_at).label("seconds"))
+            .where(chunks.c.job_key == job_key, chunks.c.finished_at.is_not(None), chunks.c.outcome == "done")
+            .order_by(chunks.c.finished_at.desc())
+            .limit(CHUNKS_TO_MEASURE - measured)
+            .subquery()
+        )
+        sums = select(func.count(), func.coalesce(func.sum(last.c.dialogues), 0), func.coalesce(func.sum(last.c.seconds), 0.0))
+        row = connection.execute(sums).one()
+        measured, dialogues, seconds = measured + row[0], dialogues + int(row[1]), seconds + float(row[2])
+        if measured >= CHUNKS_TO_MEASURE:
+            break
+    return dialogues / seconds if dialogues and seconds > 0 else None

@@ -1,0 +1,8 @@
+"""Submit: a file becomes a dataset, and a request becomes a job with its chunks; then the bell is rung."""
+
+from __future__ import annotations
+
+from gistmill.submit.jobs import ResolvedModel, submit_job
+from gistmill.submit.loading import load_rows, sweep_datasets
+
+__all__ = ["ResolvedModel", "load_rows", "submit_job", "sweep_datasets"]

@@ -1,0 +1,163 @@
+"""A request becomes a job: checked and planned first, then one transaction, then the bell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import structlog
+from sqlalchemy import Connection, Row
+from sqlalchemy.exc import IntegrityError
+
+from gistmill import plan, prompts
+from gistmill.db import datasets, models, workers
+from gistmill.db.jobs import JobRows, NewJob, find_job_by_idempotency_key, insert_job
+from gistmill.db.session import Database
+from gistmill.errors import DatasetLoading, IdempotencyMismatch, InvalidInput
+from gistmill.plan import Range
+from gistmill.specs import SummarizeSpec, digest_of, recipe
+from gistmill.states import DatasetState
+
+log = structlog.get_logger(__name__)
+
+LONGEST_KEY = 200
+
+
+class ResolvedModel(Protocol):
+    """What a job needs to know of its model."""
+
+    @property
+    def key(self) -> int:
+        """The key of its row in `models`."""
+
+    @property
+    def digest(self) -> str:
+        """The sha256 that names its files."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Who asks for what, and under which idempotency key."""
+
+    tenant_key: int
+    spec: SummarizeSpec
+    digest: str
+    idempotency_key: str | None
+
+
+def submit_job(
+    database: Database,
+    tenant_key: int,
+    spec: SummarizeSpec,
+    *,
+    idempotency_key: str | None = None,
+    resolve_model: Callable[[str], ResolvedModel] | None = None,
+    ring: Callable[[str], object] | None = None,
+    live_within_s: float = 30.0,
+) -> tuple[str, bool]:
+    """Return the id of the job that carries this request out, and whether it is new.
+
+    Everything is checked before anything is written; then the job is committed with all its chunks, and the bell is rung.
+    The same key with the same spec is the same job, also when two come at once. Its bell is rung again: whoever asks again
+    may have died before the first one. `resolve_model` turns the model reference into a row of `models`; by itself that is
+    a look at those rows, and never at a hub.
+
+    Raises:
+        IdempotencyMismatch: the key came with another spec before.
+        UnknownDataset, UnknownModel, UnknownPrompt, InvalidSelection: nothing was written.
+        DatasetLoading: the dataset is not ready; trying again is safe.
+    """
+    if idempotency_key is not None and not 0 < len(idempotency_key) <= LONGEST_KEY:
+        raise InvalidInput(f"An Idempotency-Key has 1 to {LONGEST_KEY} characters; this one has {len(idempotency_key)}.")
+    request = _Request(tenant_key, spec, digest_of(spec.model_dump(mode="json")), idempotency_key)
+    earlier = _find_earlier(database, request)
+    resolve = resolve_model or partial(models.resolve, database, tenant_key)
+    job_id, created = (earlier, False) if earlier else _submit_new(database, request, resolve, live_within_s)
+    if ring is not None:
+        ring(spec.kind)
+    return job_id, created
+
+
+def _submit_new(
+    database: Database, request: _Request, resolve_model: Callable[[str], ResolvedModel], live_within_s: float
+) -> tuple[str, bool]:
+    prompt = prompts.get(request.spec.prompt)
+    with database.read() as connection:
+        dataset = _get_ready(connection, request.tenant_key, request.spec.dataset)
+    rows = _select(request.spec.select, dataset.rows)
+    model = resolve_model(request.spec.model)
+    with database.read() as connection:
+        ranges = _plan(connection, request.tenant_key, dataset, rows, model.digest, live_within_s)
+    new = NewJob(
+        tenant_key=request.tenant_key,
+        spec=request.spec,
+        request_digest=request.digest,
+        idempotency_key=request.idempotency_key,
+        dataset_key=dataset.key,
+        recipe=recipe(request.spec, model_digest=model.digest, prompt_digest=prompt.digest),
+        model_key=model.key,
+        model_digest=model.digest,
+        rows=rows,
+        distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
+        chunks=len(ranges),
+    )
+    try:
+        job_id = database.transact(lambda connection: insert_job(connection, new, ranges))
+    except IntegrityError:
+        # Another request with this key was faster, by less than it took to plan this one.
+        earlier = _find_earlier(database, request)
+        if earlier is None:
+            raise
+        return earlier, False
+    log.info("job_submitted", job_id=job_id, items=rows.count, dialogues=new.distinct_dialogues, chunks=new.chunks)
+    return job_id, True
+
+
+def _find_earlier(database: Database, request: _Request) -> str | None:
+    """Return the job that was submitted under the same key, or None."""
+    if request.idempotency_key is None:
+        return None
+    with database.read() as connection:
+        earlier = find_job_by_idempotency_key(connection, request.tenant_key, request.idempotency_key)
+    if earlier is None:
+        return None
+    job_id, digest = earlier
+    if digest != request.digest:
+        raise IdempotencyMismatch(
+            f"The Idempotency-Key '{request.idempotency_key}' was used for the job {job_id} with another body. Use a new key."
+        )
+    return job_id
+
+
+def _get_ready(connection: Connection, tenant_key: int, reference: str) -> Row[Any]:
+    dataset = datasets.get(connection, tenant_key, reference)
+    if dataset.state != DatasetState.READY:
+        raise DatasetLoading(f"The dataset '{reference}' is still being loaded ({dataset.rows} rows so far). Try again later.")
+    return dataset
+
+
+def _select(select: str | None, rows: int) -> JobRows:
+    if select is None:
+        return JobRows(0, rows)
+    from gistmill.ingest.selection import parse_selection
+
+    chosen = parse_selection(select, rows)
+    return JobRows(chosen.start, chosen.stop, chosen.step, chosen.rows)
+
+
+def _plan(
+    connection: Connection, tenant_key: int, dataset: Row[Any], rows: JobRows, model_digest: str, live_within_s: float
+) -> list[Range]:
+    size = plan.chunk_size(
+        min(rows.count, dataset.dialogues),
+        live_workers=workers.count_live(connection, within_s=live_within_s),
+        dialogues_per_s=plan.measured_speed(connection, tenant_key, model_digest),
+    )
+    ranges: Iterable[Range]
+    if rows.count == dataset.rows:
+        ranges = plan.plan_all(dataset.dialogues, size)
+    else:
+        ranges = plan.cut(plan.selected_ranks(connection, dataset.key, rows), size)
+    return list(ranges)

@@ -1,0 +1,129 @@
+"""A file becomes a dataset: checked whole first, then written in small transactions under a lease."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+
+import structlog
+
+from gistmill.db import datasets
+from gistmill.db.datasets import Lease, LoadableRow, NewDataset, Ranking
+from gistmill.db.session import Database
+from gistmill.errors import InvalidDataset, LeaseLost, StoreUnavailable
+from gistmill.states import DatasetState
+from gistmill.views import DatasetView
+
+log = structlog.get_logger(__name__)
+
+BATCH_ROWS = datasets.PAGE
+BATCH_CHARACTERS = 8_000_000
+FIRST_POLL_S, LONGEST_POLL_S = 0.02, 0.5
+
+
+def load_rows(
+    database: Database, new: NewDataset, read: Callable[[], Iterable[LoadableRow]], *, count: int
+) -> tuple[DatasetView, bool]:
+    """Return the ready dataset of these rows, and whether this call began it.
+
+    `read` begins a pass over the rows and must give the same `count` rows each time. Of several who load the same digest one
+    writes and the others wait; when the writer's lease expires, the next goes on behind its last row. Whoever waits holds no
+    transaction.
+
+    Raises:
+        InvalidDataset: there were other rows than `count` says; the dataset does not become ready.
+        StoreUnavailable: the database did not answer; loading again goes on where this call stopped.
+    """
+    owner, has_begun, poll_s = uuid.uuid4().hex, False, FIRST_POLL_S
+    while True:
+        with database.read() as connection:
+            row = datasets.find_by_digest(connection, new.tenant_key, new.digest)
+        if row is not None and row.state == DatasetState.READY:
+            return datasets.as_view(row), has_begun
+        lease: Lease | None = None
+        if row is None:
+            lease = database.transact(partial(datasets.begin, new=new, owner=owner))
+            has_begun = has_begun or lease is not None
+        elif row.is_free:
+            lease = database.transact(partial(datasets.take_over, dataset_key=row.key, owner=owner))
+        if lease is None:
+            time.sleep(poll_s)
+            poll_s = min(LONGEST_POLL_S, poll_s * 2)
+            continue
+        with suppress(LeaseLost):
+            _Loading(database, lease).run(read, count)
+
+
+def sweep_datasets(database: Database, limit: int = 20) -> int:
+    """Undo at most `limit` pages of uploads that were given up over an hour ago; return how many were undone."""
+    undone = 0
+    while undone < limit and _is_any_abandoned(database) and database.transact(datasets.undo_abandoned):
+        undone += 1
+    if undone:
+        log.info("abandoned_uploads_undone", pages=undone)
+    return undone
+
+
+class _Loading:
+    """One holder's way through a dataset. Each step is a transaction, after which `lease` says how far it came."""
+
+    def __init__(self, database: Database, lease: Lease) -> None:
+        self.database = database
+        self.lease = lease
+
+    def run(self, read: Callable[[], Iterable[LoadableRow]], count: int) -> None:
+        """Write the rows that are missing, rank the dialogues, make the dataset ready.
+
+        Whatever stops this gives the lease back, so that nobody has to wait for its end; a killed process cannot.
+        """
+        log.info("dataset_loading", dataset_key=self.lease.dataset_key, rows=self.lease.rows, of=count)
+        try:
+            self._write_rows(read, count)
+            self._rank()
+            self.database.transact(lambda connection: datasets.finish(connection, self.lease))
+        except BaseException:
+            with suppress(LeaseLost, StoreUnavailable):
+                self.database.transact(lambda connection: datasets.release(connection, self.lease))
+            raise
+        log.info("dataset_ready", dataset_key=self.lease.dataset_key, rows=self.lease.rows, dialogues=self.lease.ranked)
+
+    def _write_rows(self, read: Callable[[], Iterable[LoadableRow]], count: int) -> None:
+        if self.lease.rows < count:
+            for batch in _batches(islice(read(), self.lease.rows, None)):
+                self.lease = self.database.transact(partial(datasets.write_rows, lease=self.lease, rows=batch))
+        if self.lease.rows != count:
+            raise InvalidDataset(
+                f"The file changed while it was read: {self.lease.rows} rows instead of {count}. Send it again."
+            )
+
+    def _rank(self) -> None:
+        self.database.transact(lambda connection: datasets.renew(connection, self.lease))
+        with self.database.read() as connection:
+            ranking: Ranking = datasets.read_ranking(connection, self.lease.dataset_key)
+        while self.lease.ranked < len(ranking.keys):
+            self.lease = self.database.transact(partial(datasets.write_ranks, lease=self.lease, ranking=ranking))
+
+
+def _batches(rows: Iterable[LoadableRow]) -> Iterator[list[LoadableRow]]:
+    """Group rows so that a transaction holds at most so many of them and about so much text."""
+    batch: list[LoadableRow] = []
+    characters = 0
+    for row in rows:
+        size = len(row.dialogue) + sum(len(reference) for reference in row.references)
+        if batch and (len(batch) == BATCH_ROWS or characters + size > BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(row)
+        characters += size
+    if batch:
+        yield batch
+
+
+def _is_any_abandoned(database: Database) -> bool:
+    # The sweep runs every few seconds: a look costs other writers nothing.
+    with database.read() as connection:
+        return datasets.has_abandoned(connection)
