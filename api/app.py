@@ -1,0 +1,53 @@
+"""The composition root of the HTTP service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
+
+from api import catalog, errors, spool
+from api.deps import Service
+from api.routes import datasets, health, jobs, models, query, workers
+from api.security import Gate
+from gistmill import __version__
+from gistmill.db.session import Database
+from gistmill.errors import InvalidInput
+from gistmill.queue import Bells
+from gistmill.settings import Settings
+from gistmill.sweep import Sweeper
+from models_store.store import Store
+
+# A model upload that nobody has touched for a day is given up.
+STALE_UPLOAD_S = 24 * 3600.0
+
+
+def create_app(settings: Settings, database: Database, bells: Bells) -> ASGIApp:
+    """Return the service; nothing is contacted before it starts up. The database must be at this version.
+
+    Raises:
+        InvalidInput: no token is configured.
+    """
+    if not settings.token:
+        raise InvalidInput("The api needs a token. Set GISTMILL_API__TOKEN or GISTMILL_API__TOKEN_FILE.")
+    service = Service(settings, database, bells, Store(settings.store_dir))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(spool.empty, service.spool_dir)
+        await run_in_threadpool(service.store.sweep, older_than_s=STALE_UPLOAD_S)
+        await run_in_threadpool(catalog.add_built_in, service)
+        sweeper = Sweeper(database, bells, settings.worker)
+        sweeper.start()
+        yield
+        await run_in_threadpool(sweeper.stop)
+
+    app = FastAPI(title="Gistmill", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    errors.install(app)
+    for routes in (health, datasets, jobs, models, workers, query):
+        app.include_router(routes.router)
+    return errors.ErrorBorder(Gate(app, token=settings.token, hosts=settings.served_hosts))

@@ -1,0 +1,146 @@
+"""Models: listed, added from the hub or from uploaded files, and handed to workers by digest."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from api import catalog
+from api.deps import Service, ServiceDep
+from api.spool import receive_file
+from gistmill.db import models as model_rows
+from gistmill.errors import InvalidName, NotFound, UnknownModel, UnsafeModel
+from gistmill.views import ModelView, Page
+from models_store import importing, names
+from models_store import manifest as manifests
+from models_store.manifest import Manifest
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+UPLOAD = re.compile(r"upload-[0-9a-f]{32}")
+# Dotted names are never part of a model, so they cannot meet an uploaded file.
+NAME_FILE = ".name"
+
+
+class HubModel(BaseModel):
+    """A model on the hub."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hub_id": "google/flan-t5-base"}]})
+
+    hub_id: str = Field(min_length=1, max_length=200)
+    name: str | None = Field(None, description="What to call it here; the last part of the hub id by default.")
+
+
+class NewUpload(BaseModel):
+    """The name of the model whose files will follow."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+
+
+class Upload(BaseModel):
+    """Where the files go: PUT /v1/models/uploads/{upload}/files/{name}."""
+
+    upload: str
+
+
+class Publish(BaseModel):
+    """How the uploaded files become a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    convert: bool = Field(False, description="Turn a pickled checkpoint into safetensors, reading tensors only.")
+
+
+@router.get("")
+def list_models(service: ServiceDep) -> Page[ModelView]:
+    """List all model versions."""
+    return model_rows.list_models(service.database, service.tenant_key)
+
+
+@router.post("", status_code=201)
+def add_model_from_hub(service: ServiceDep, body: HubModel) -> ModelView:
+    """Download a model of the hub."""
+    return catalog.add_from_hub(service, body.hub_id, name=body.name)
+
+
+@router.post("/uploads", status_code=201)
+def begin_upload(service: ServiceDep, body: NewUpload) -> Upload:
+    """Begin to upload the files of a model."""
+    name = names.check_name(body.name)
+    upload = f"upload-{uuid.uuid4().hex}"
+    (service.store.make_staging(upload) / NAME_FILE).write_text(name)
+    return Upload(upload=upload)
+
+
+@router.put("/uploads/{upload}/files/{name:path}", status_code=204)
+async def upload_file(service: ServiceDep, request: Request, upload: str, name: str) -> None:
+    """Store one file of the model; the body is its bytes."""
+    directory = await run_in_threadpool(_find_upload, service, upload)
+    _check_file_name(name)
+    # A file that breaks off never gets its name; a dotted one is no part of a model.
+    part = directory / f".{uuid.uuid4().hex}"
+    try:
+        await receive_file(request, part, limit_bytes=service.settings.api.max_upload_bytes)
+        await run_in_threadpool(part.rename, directory / name)
+    finally:
+        await run_in_threadpool(part.unlink, missing_ok=True)
+
+
+@router.post("/uploads/{upload}/publish", status_code=201)
+def publish_upload(service: ServiceDep, upload: str, body: Publish) -> ModelView:
+    """Make the uploaded files a model version. Whether it succeeds or not, the upload is over."""
+    directory = _find_upload(service, upload)
+    try:
+        name = (directory / NAME_FILE).read_text()
+        return catalog.add_from_upload(service, directory, name=name, convert=body.convert)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@router.get("/by-digest/{digest}/manifest")
+def get_manifest(service: ServiceDep, digest: str) -> Manifest:
+    """Show what the model of this digest consists of."""
+    _check_digest(service, digest)
+    return service.store.get_manifest(digest)
+
+
+@router.get("/by-digest/{digest}/files/{name:path}", response_class=FileResponse)
+def get_file(service: ServiceDep, digest: str, name: str) -> FileResponse:
+    """Send a file of the model."""
+    _check_digest(service, digest)
+    return FileResponse(service.store.get_file(digest, name), media_type="application/octet-stream")
+
+
+@router.get("/{reference:path}")
+def get_model(service: ServiceDep, reference: str) -> ModelView:
+    """Show the version that `name`, `name@version` or a hub id means."""
+    return model_rows.get_model(service.database, service.tenant_key, reference)
+
+
+def _find_upload(service: Service, upload: str) -> Path:
+    directory = service.store.root / "incoming" / upload
+    if not UPLOAD.fullmatch(upload) or not (directory / NAME_FILE).is_file():
+        raise NotFound("There is no such upload. Begin one with POST /v1/models/uploads")
+    return directory
+
+
+def _check_file_name(name: str) -> None:
+    if importing.is_allowed(name) or importing.is_convertible(name) or name == manifests.FILE_NAME:
+        return
+    if importing.PICKLED.fullmatch(name) and "/" not in name:
+        raise UnsafeModel(f"{name} is pickled, and can run code when it is read. Save the model as safetensors.")
+    raise InvalidName(f"'{name[:120]}' is not the name of a model's file; leave it out.")
+
+
+def _check_digest(service: Service, digest: str) -> None:
+    if model_rows.find_digest(service.database, service.tenant_key, digest) is None:
+        raise UnknownModel(f"There is no model of digest {digest[:64]}.")
