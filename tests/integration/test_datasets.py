@@ -200,13 +200,16 @@ def test_whoever_lost_the_lease_writes_nothing(database: Database) -> None:
     rows = rows_of(["a", "b"])
     stopped = write(database, begin(database, "stopped"), rows[:1])
     leave_unattended(database, for_s=1)
-    load(database, rows)
+    taken = database.transact(partial(loads.take_over, dataset_key=stopped.dataset_key, owner="next"))
 
     with pytest.raises(LeaseLost):
         write(database, stopped, rows[1:])
     with pytest.raises(LeaseLost):
         database.transact(partial(loads.finish, lease=stopped))
-    assert count(database, dataset_rows) == 2
+    with pytest.raises(LeaseLost):
+        database.transact(partial(loads.release, lease=stopped))
+    assert taken is not None
+    assert write(database, taken, rows[1:]).rows == count(database, dataset_rows) == 2
 
 
 def test_a_lease_that_is_held_cannot_be_taken(database: Database) -> None:
@@ -298,10 +301,12 @@ def test_an_abandoned_upload_is_undone_page_by_page(database: Database) -> None:
 @pytest.mark.usefixtures("small_pages")
 def test_an_upload_that_was_half_undone_can_still_be_finished(database: Database) -> None:
     texts = [*"abacadaeaf"]
-    write(database, begin(database, "gone"), rows_of(texts))
+    frozen = write(database, begin(database, "frozen"), rows_of(texts))
     leave_unattended(database, for_s=3700)
     assert sweep_datasets(database, 2) == 2
 
+    with pytest.raises(LeaseLost):
+        write(database, frozen, rows_of(["more"]))
     load(database, rows_of(texts))
 
     assert [row.text for row in stored_rows(database)] == texts
