@@ -239,6 +239,9 @@ def document() -> str:
         "Over `gistmill sql` and `/v1/query` they show the rows of one tenant, and nothing else can be read. A tool that opens"
         " the SQLite file, or connects to PostgreSQL as the owner of the tables, sees every tenant.",
         "",
+        "To read a part of a large job, put conditions on `job_id` and `row_number`, as in"
+        " `where job_id = 'job_…' and row_number < 5`: on PostgreSQL, `order by … limit 5` alone sorts the whole job first.",
+        "",
         "Types: `time` is `timestamptz` on PostgreSQL and text in ISO 8601 (UTC) on SQLite; `boolean` is 0 or 1 on SQLite;"
         " `JSON` is `json` on PostgreSQL and text on SQLite.",
     ]
