@@ -8,7 +8,6 @@ goes on where the last one stopped, and the sweep can undo from the end at any m
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from array import array
 from collections import Counter
@@ -50,6 +49,10 @@ class LoadableRow(Protocol):
         """The text."""
 
     @property
+    def digest(self) -> str:
+        """The sha256 of the text, as 64 hex digits."""
+
+    @property
     def references(self) -> Sequence[str]:
         """Summaries that people wrote."""
 
@@ -66,7 +69,7 @@ class NewDataset:
     digest: str
     name: str
     format: str
-    mapping: dict[str, str]
+    mapping: dict[str, Any]
     warnings: Sequence[str] = ()
 
 
@@ -160,7 +163,7 @@ def write_rows(connection: Connection, lease: Lease, rows: Sequence[LoadableRow]
         LeaseLost: somebody took over; nothing was written.
     """
     renew(connection, lease, rows=lease.rows + len(rows))
-    digests = [hashlib.sha256(row.dialogue.encode()).hexdigest() for row in rows]
+    digests = [row.digest for row in rows]
     keys = _find_keys(connection, lease.tenant_key, sorted(set(digests)))
     # A dialogue that nobody had stored a moment ago has no rows in this dataset either.
     counts = _count_rows(connection, lease.dataset_key, list(keys.values())) if lease.rows else Counter()

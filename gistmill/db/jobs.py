@@ -19,7 +19,7 @@ from gistmill.states import ChunkState, JobState
 
 @dataclass(frozen=True)
 class JobRows:
-    """The rows of a job, frozen at submit: every `step`-th from start to before stop, or exactly those listed."""
+    """The rows of a job, frozen at submit: every `step`-th from start to before stop, or those listed, and then step is 0."""
 
     start: int
     stop: int
@@ -101,7 +101,7 @@ def _job_row(connection: Connection, new: NewJob, job_id: str) -> dict[str, Any]
         "model_digest": new.model_digest,
         "row_start": rows.start,
         "row_stop": rows.stop,
-        "row_step": 0 if rows.listed is not None else rows.step,
+        "row_step": rows.step,
         "items": rows.count,
         "distinct_dialogues": new.distinct_dialogues,
         "chunks": new.chunks,

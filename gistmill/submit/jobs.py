@@ -16,6 +16,7 @@ from gistmill.db import datasets, models, workers
 from gistmill.db.jobs import JobRows, NewJob, find_job_by_idempotency_key, insert_job
 from gistmill.db.session import Database
 from gistmill.errors import DatasetLoading, IdempotencyMismatch, InvalidInput
+from gistmill.ingest.selection import parse_selection
 from gistmill.plan import Range
 from gistmill.specs import SummarizeSpec, digest_of, recipe
 from gistmill.states import DatasetState
@@ -141,8 +142,6 @@ def _get_ready(connection: Connection, tenant_key: int, reference: str) -> Row[A
 def _select(select: str | None, rows: int) -> JobRows:
     if select is None:
         return JobRows(0, rows)
-    from gistmill.ingest.selection import parse_selection
-
     chosen = parse_selection(select, rows)
     return JobRows(chosen.start, chosen.stop, chosen.step, chosen.rows)
 

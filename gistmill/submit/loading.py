@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import structlog
 
 from gistmill.db import datasets
 from gistmill.db.datasets import Lease, LoadableRow, NewDataset, Ranking
 from gistmill.db.session import Database
-from gistmill.errors import InvalidDataset, LeaseLost, StoreUnavailable
+from gistmill.errors import InvalidDataset, InvalidInput, InvalidName, LeaseLost, StoreUnavailable
+from gistmill.ingest.mapping import Mapping
+from gistmill.ingest.reading import MAX_LINE_BYTES, Format, read_rows, scan
 from gistmill.states import DatasetState
 from gistmill.views import DatasetView
 
@@ -22,7 +25,56 @@ log = structlog.get_logger(__name__)
 
 BATCH_ROWS = datasets.PAGE
 BATCH_CHARACTERS = 8_000_000
+LONGEST_NAME = 300
 FIRST_POLL_S, LONGEST_POLL_S = 0.02, 0.5
+
+
+def load_dataset_file(
+    database: Database,
+    tenant_key: int,
+    path: Path,
+    *,
+    name: str,
+    filename: str = "",
+    format: str | None = None,
+    mapping: Mapping | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+) -> tuple[DatasetView, bool]:
+    """Return the ready dataset of a file's rows, and whether this call began it. Equal rows keep the name they first had.
+
+    The whole file is checked before anything is written; it is read twice and never held in memory.
+
+    Raises:
+        InvalidDataset: something in the file is wrong; `details` name the lines.
+        InvalidName: the name could be taken for a path or for something else.
+        StoreUnavailable: the database did not answer; loading again goes on where this call stopped.
+    """
+    check_name(name)
+    scanned = scan(path, format=_format(format), filename=filename, mapping=mapping, max_line_bytes=max_line_bytes)
+    new = NewDataset(
+        tenant_key=tenant_key,
+        digest=scanned.digest,
+        name=name,
+        format=scanned.format.value,
+        mapping=(mapping or Mapping()).model_dump(mode="json", exclude_none=True),
+        warnings=scanned.warnings,
+    )
+    read = partial(read_rows, path, format=scanned.format, mapping=mapping, max_line_bytes=max_line_bytes)
+    return load_rows(database, new, read, count=scanned.rows)
+
+
+def check_name(name: str) -> None:
+    """Make sure that a dataset may be called this.
+
+    Raises:
+        InvalidName: it is empty, too long, unprintable, or has parts that mean something in a path.
+    """
+    parts = name.split("/")
+    if len(name) > LONGEST_NAME or not name.isprintable() or name != name.strip() or {"", ".", ".."} & set(parts):
+        raise InvalidName(
+            f"A dataset cannot be called {name[:80]!r}: a name has 1 to {LONGEST_NAME} printable characters, no spaces around"
+            " it, and no '.' or '..' between slashes."
+        )
 
 
 def load_rows(
@@ -106,6 +158,14 @@ class _Loading:
             ranking: Ranking = datasets.read_ranking(connection, self.lease.dataset_key)
         while self.lease.ranked < len(ranking.keys):
             self.lease = self.database.transact(partial(datasets.write_ranks, lease=self.lease, ranking=ranking))
+
+
+def _format(name: str | None) -> Format | None:
+    if name is None:
+        return None
+    if name not in list(Format):
+        raise InvalidInput(f"There is no format '{name}'. There are: {', '.join(Format)}.")
+    return Format(name)
 
 
 def _batches(rows: Iterable[LoadableRow]) -> Iterator[list[LoadableRow]]:

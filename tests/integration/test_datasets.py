@@ -8,8 +8,8 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,37 +20,29 @@ from gistmill.db.clock import db_now
 from gistmill.db.datasets import Lease, NewDataset
 from gistmill.db.session import Database
 from gistmill.db.tables import dataset_dialogues, dataset_rows, datasets, dialogues
-from gistmill.errors import InvalidDataset, LeaseLost
-from gistmill.submit import load_rows, sweep_datasets
+from gistmill.errors import InvalidDataset, InvalidInput, InvalidName, LeaseLost
+from gistmill.ingest.mapping import Mapping
+from gistmill.ingest.rows import Row
+from gistmill.submit import load_dataset_file, load_rows, sweep_datasets
 from gistmill.views import DatasetView
 from tests.support.jobs import first_tenant
 
 DIGEST = "d" * 64
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """A row as the readers give it."""
-
-    id: str
-    dialogue: str
-    references: tuple[str, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours runs behind it."""
 
 
-def rows_of(texts: list[str]) -> list[Parsed]:
-    return [Parsed(str(number), text) for number, text in enumerate(texts, start=1)]
+def rows_of(texts: list[str]) -> list[Row]:
+    return [Row(number, number + 1, str(number + 1), text) for number, text in enumerate(texts)]
 
 
 def new_dataset(database: Database, digest: str = DIGEST) -> NewDataset:
     return NewDataset(first_tenant(database), digest, "calls", "jsonl", {"dialogue": "transcript"}, ("one warning",))
 
 
-def load(database: Database, rows: list[Parsed], digest: str = DIGEST) -> tuple[DatasetView, bool]:
+def load(database: Database, rows: list[Row], digest: str = DIGEST) -> tuple[DatasetView, bool]:
     return load_rows(database, new_dataset(database, digest), lambda: rows, count=len(rows))
 
 
@@ -60,7 +52,7 @@ def begin(database: Database, owner: str) -> Lease:
     return lease
 
 
-def write(database: Database, lease: Lease, rows: list[Parsed]) -> Lease:
+def write(database: Database, lease: Lease, rows: list[Row]) -> Lease:
     return database.transact(partial(loads.write_rows, lease=lease, rows=rows))
 
 
@@ -113,9 +105,9 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_stored_as_they_came_and_dialogues_once(database: Database) -> None:
     rows = [
-        Parsed("a", "Ann: hi", ("She says hi.", "Hi."), {"topic": "greeting"}),
-        Parsed("b", "Bob: goodbye"),
-        Parsed("c", "Ann: hi", metadata={"n": [1, None]}),
+        Row(0, 1, "a", "Ann: hi", ("She says hi.", "Hi."), {"topic": "greeting"}),
+        Row(1, 2, "b", "Bob: goodbye"),
+        Row(2, 3, "c", "Ann: hi", metadata={"n": [1, None]}),
     ]
 
     view, is_new = load(database, rows)
@@ -167,7 +159,7 @@ def test_an_upload_that_was_cut_off_goes_on_behind_its_last_row(database: Databa
     texts = ["a", "b", "a", "a", "dd", "b", "c", "a"]
     rows = rows_of(texts)
 
-    def read_until_killed() -> Iterator[Parsed]:
+    def read_until_killed() -> Iterator[Row]:
         yield from rows[:7]
         raise Killed
 
@@ -223,17 +215,17 @@ def test_whoever_comes_second_waits_for_the_first(database: Database) -> None:
     rows = rows_of(["a", "b"])
     has_begun, may_go_on = threading.Event(), threading.Event()
 
-    def read_slowly() -> Iterator[Parsed]:
+    def read_slowly() -> Iterator[Row]:
         has_begun.set()
         assert may_go_on.wait(10)
         yield from rows
 
-    def read_never() -> Iterator[Parsed]:
+    def read_never() -> Iterator[Row]:
         raise AssertionError("the second one read the rows")
 
     answers: dict[str, tuple[DatasetView, bool]] = {}
 
-    def run(name: str, read: Callable[[], Iterator[Parsed]]) -> None:
+    def run(name: str, read: Callable[[], Iterator[Row]]) -> None:
         answers[name] = load_rows(database, new_dataset(database), read, count=2)
 
     first = threading.Thread(target=run, args=("first", read_slowly))
@@ -314,9 +306,49 @@ def test_an_upload_that_was_half_undone_can_still_be_finished(database: Database
     assert stored_ranks(database) == expected_ranks(texts)
 
 
+def test_a_file_becomes_a_ready_dataset(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    path.write_text('{"transcript": "Ann: hi", "summary": "Hi."}\n\n{"transcript": "Bob: hi", "topic": "x"}\n')
+    mapping = Mapping(dialogue="transcript")
+
+    view, is_new = load_dataset_file(database, first_tenant(database), path, name="my calls (1)", mapping=mapping)
+    again, is_again_new = load_dataset_file(database, first_tenant(database), path, name="other", mapping=mapping)
+
+    assert (view.name, view.format, view.rows, view.dialogues, is_new) == ("my calls (1)", "jsonl", 2, 2, True)
+    assert (again, is_again_new) == (view, False)
+    stored = [(row.id, row.text, row.references, row.metadata) for row in stored_rows(database)]
+    assert stored == [("1", "Ann: hi", ["Hi."], {}), ("3", "Bob: hi", [], {"topic": "x"})]
+    with database.read() as connection:
+        assert connection.execute(select(datasets.c.mapping)).scalar_one() == {"dialogue": "transcript"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"dialogue": "a"}\n{"dialogue": ""}\n', '{"dialogue": "a"}\n{"dialog', '{"text": "a"}\n']
+)
+def test_a_file_with_something_wrong_writes_nothing(database: Database, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "upload.jsonl"
+    path.write_text(text)
+
+    with pytest.raises(InvalidDataset):
+        load_dataset_file(database, first_tenant(database), path, name="calls")
+
+    assert [count(database, table) for table in (datasets, dialogues, dataset_rows)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["", " calls", "../calls", "/calls", "a/../b", "a\x00b", "a\nb", "x" * 301])
+def test_a_name_that_could_mislead_is_refused(database: Database, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidName):
+        load_dataset_file(database, first_tenant(database), tmp_path / "none", name=name)
+
+
+def test_an_unknown_format_is_refused(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="jsonl, csv, parquet"):
+        load_dataset_file(database, first_tenant(database), tmp_path / "none", name="calls", format="xml")
+
+
 def test_many_rows_need_little_time_and_memory(database: Database) -> None:
-    def read() -> Iterator[Parsed]:
-        return (Parsed(str(number), f"{number % 20_000}: " + "hello there " * 20) for number in range(25_000))
+    def read() -> Iterator[Row]:
+        return (Row(number, number + 1, str(number), f"{number % 20_000}: " + "hello there " * 20) for number in range(25_000))
 
     tracemalloc.start()
     started = time.monotonic()
