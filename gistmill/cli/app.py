@@ -1,0 +1,29 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from gistmill.cli import datasets, fleet, jobs, models, sql, stack, summarize, workers
+
+app = typer.Typer(
+    name="gistmill",
+    help="Summarize dialogues in bulk with encoder-decoder models, and lose nothing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("summarize")(summarize.summarize)
+app.add_typer(jobs.app, name="jobs", help="List, watch and read jobs.")
+app.add_typer(datasets.app, name="datasets", help="Add and list datasets.")
+app.add_typer(models.app, name="models", help="Add and list models.")
+app.command("workers")(workers.workers)
+app.command("sql")(sql.sql)
+app.command("up")(stack.up)
+app.command("down")(stack.down)
+app.command("version")(stack.version)
+hand_over = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+app.command("api", context_settings=hand_over)(fleet.api)
+app.command("worker", context_settings=hand_over)(fleet.worker)
+app.command("db", context_settings=hand_over)(fleet.db)

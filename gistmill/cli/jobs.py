@@ -1,0 +1,114 @@
+"""gistmill jobs: list, show, watch, results, errors, cancel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, say, write_json, write_views
+
+app = typer.Typer(no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(help="The job's id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    from itertools import islice
+
+    from gistmill.client import Client
+
+    with Client.for_reading() as client:
+        columns = ("id", "state", "model", "prompt", "dataset", "created_at")
+        write_views(islice(client.list_jobs(state=state), limit), columns, as_json=as_json)
+
+
+@app.command()
+def show(job: JobId, as_json: Json = False) -> None:
+    """Show a job with its counts."""
+    from gistmill.client import Client
+
+    with Client.for_reading() as client:
+        view = client.get_job_view(job).model_dump(mode="json")
+    if as_json:
+        write_json(view)
+        return
+    for name, value in view.items():
+        print(f"{name:16} {json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value}")
+
+
+@app.command()
+def watch(job: JobId, as_json: Json = False) -> None:
+    """Follow a job until it ends. Ctrl-C leaves it running."""
+    from gistmill.client import Client
+
+    with Client() as client:
+        watched = client.job(job)
+        try:
+            watched.wait(progress=True)
+        except KeyboardInterrupt:
+            say(f"left; the job {job} is {watched.state}")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        counts = watched.counts
+        if as_json:
+            write_json(watched.view.model_dump(mode="json"))
+        say(f"{watched.state}: {counts.succeeded} succeeded, {counts.failed} failed, {counts.not_run} not run")
+        advise(f"gistmill jobs results {job} -o summaries.jsonl")
+        if watched.state != "completed":
+            raise typer.Exit(1)
+        if counts.failed:
+            raise typer.Exit(EXIT_FAILED_ITEMS)
+
+
+@app.command()
+def results(
+    job: JobId,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write them here.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
+) -> None:
+    """Write the summaries of a job as JSON Lines."""
+    from gistmill.cli.summarize import write_results
+    from gistmill.client import Client
+
+    with Client() if follow else Client.for_reading() as client:
+        found = client.job(job)
+        if output is not None:
+            if follow:
+                found.wait(progress=True)
+            write_results(found, output, follow=follow)
+            say(f"written to {output}")
+            return
+        for result in found.results(follow=follow):
+            print(json.dumps(result.model_dump(exclude={"cursor"}), ensure_ascii=False))
+
+
+@app.command()
+def errors(job: JobId) -> None:
+    """Write the failed items of a job as JSON Lines."""
+    from gistmill.client import Client
+
+    with Client.for_reading() as client:
+        for error in client.job(job).errors():
+            print(json.dumps(error.model_dump(exclude={"cursor"}), ensure_ascii=False))
+
+
+@app.command()
+def cancel(job: JobId, as_json: Json = False) -> None:
+    """Cancel a job: what waits is not run, what runs stops within seconds."""
+    from gistmill.client import Client
+
+    with Client() as client:
+        view = client.job(job).cancel().view
+    if as_json:
+        write_json(view.model_dump(mode="json"))
+    say(f"{job} is {view.state}")
+    advise(f"gistmill jobs show {job}")

@@ -1,0 +1,145 @@
+"""gistmill summarize: from a file to its summaries."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, say, write_json
+
+if TYPE_CHECKING:
+    from gistmill.client import Client, Job
+
+GENERATION = "Generation"
+
+
+def summarize(
+    data: Annotated[str, typer.Argument(help="A file, - for standard input, a dataset, or a hub id such as owner/name:split.")],
+    model: Annotated[str | None, typer.Option(help="Model reference. Default: google/flan-t5-base.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt: none, instruction or instruction-dialogue.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Map a column, such as dialogue=transcript. Repeatable.")] = None,
+    select: Annotated[str | None, typer.Option(help="Rows to take: [0:10], [::100] or [10,20,30].")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Longest summary.")] = None,
+    num_beams: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Beams; 1 is greedy.")] = None,
+    do_sample: Annotated[bool, typer.Option("--do-sample", rich_help_panel=GENERATION, help="Sample instead.")] = False,
+    temperature: Annotated[float | None, typer.Option(rich_help_panel=GENERATION, help="Sampling temperature.")] = None,
+    top_p: Annotated[float | None, typer.Option(rich_help_panel=GENERATION, help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Sample from this many; 0 is all.")] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Seed of sampling.")] = None,
+    max_input_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt. Default: 2048.")] = None,
+    on_overflow: Annotated[str | None, typer.Option(help="Longer prompts: fail (default) or truncate.")] = None,
+    precision: Annotated[str | None, typer.Option(help="native (default), float32 or bfloat16.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher runs first; -100 to 100.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the summaries here, as JSON Lines.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return after submitting; the job runs on.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the job as one JSON document instead.")] = False,
+) -> None:
+    """Summarize every dialogue of a file and write the summaries as JSON Lines."""
+    from gistmill.client import Client
+
+    generation = {
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+        "do_sample": do_sample or None,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    spec: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "select": select,
+        "max_input_tokens": max_input_tokens,
+        "on_overflow": on_overflow,
+        "precision": precision,
+        "priority": priority,
+    }
+    if output is not None and not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {output.absolute().parent}", param_hint="--output")
+    with Client() as client:
+        source = sys.stdin.buffer if data == "-" else data
+        job = client.summarize(source, columns=column or (), generation=generation, **spec)
+        say(f"submitted {job.id}: {job.counts.items} items, {job.counts.distinct} distinct dialogues")
+        if detach:
+            _detach(client, job, as_json=as_json)
+            return
+        _finish(client, job, output, as_json=as_json)
+
+
+def _detach(client: Client, job: Job, *, as_json: bool) -> None:
+    if client.stack is not None:
+        client.stack.keep()
+        if client.stack.is_private:
+            say("the stack runs on; stop it with: gistmill down")
+    if as_json:
+        write_json(job.view.model_dump(mode="json"))
+    else:
+        print(job.id)
+    advise(f"gistmill jobs watch {job.id}")
+
+
+def _finish(client: Client, job: Job, output: Path | None, *, as_json: bool) -> None:
+    """Wait for the job, write what it made, and end with the status that its items deserve."""
+    try:
+        job.wait(progress=True)
+    except KeyboardInterrupt:
+        is_private = client.stack is not None and client.stack.is_private
+        if is_private:
+            say(
+                f"stopping; the job {job.id} resumes when gistmill starts here again, for example: gistmill jobs watch {job.id}"
+            )
+        else:
+            say(f"detached; the job {job.id} runs on. Follow it with: gistmill jobs watch {job.id}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if output is not None:
+        write_results(job, output)
+    if as_json:
+        write_json(job.view.model_dump(mode="json"))
+    elif output is None:
+        for result in job.results():
+            print(json.dumps({"id": result.id, "summary": result.summary}, ensure_ascii=False))
+    _close(job, output)
+
+
+def write_results(job: Job, output: Path, *, follow: bool = True) -> None:
+    """Write the summaries aside and put the file in place when it is whole."""
+    aside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            for result in job.results(follow=follow):
+                line = result.model_dump(exclude={"cursor"})
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _close(job: Job, output: Path | None) -> None:
+    counts = job.counts
+    speed = f", {job.view.dialogues_per_s:.1f} dialogues/s" if job.view.dialogues_per_s else ""
+    say(
+        f"{job.state}: {counts.items} items, {counts.distinct} distinct, {counts.generated} generated, "
+        f"{counts.shared} shared, {counts.failed} failed{speed}"
+    )
+    if counts.truncated:
+        say(f"{counts.truncated} prompts were cut to the input limit")
+    if counts.cut_off:
+        say(f"{counts.cut_off} summaries reached --max-new-tokens")
+    if output is not None:
+        say(f"written to {output}")
+    if job.view.error:
+        say(f"error: {job.view.error.get('message', job.view.error)}")
+    if counts.failed:
+        advise(f"gistmill jobs errors {job.id}")
+    if job.state != "completed":
+        raise typer.Exit(1)
+    if counts.failed:
+        raise typer.Exit(EXIT_FAILED_ITEMS)
+    if not counts.failed:
+        advise(f"gistmill sql \"select id, summary from v_summaries where job = '{job.id}' limit 5\"")
