@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from api import catalog, errors, spool
 from api.deps import Service
 from api.routes import datasets, health, jobs, models, query, workers
 from api.security import Gate
+from api.upkeep import keep_up
 from gistmill import __version__
 from gistmill.db.session import Database
 from gistmill.errors import InvalidInput
@@ -20,9 +22,6 @@ from gistmill.queue import Bells
 from gistmill.settings import Settings
 from gistmill.sweep import Sweeper
 from models_store.store import Store
-
-# A model upload that nobody has touched for a day is given up.
-STALE_UPLOAD_S = 24 * 3600.0
 
 
 def create_app(settings: Settings, database: Database, bells: Bells) -> ASGIApp:
@@ -38,11 +37,12 @@ def create_app(settings: Settings, database: Database, bells: Bells) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(spool.empty, service.spool_dir)
-        await run_in_threadpool(service.store.sweep, older_than_s=STALE_UPLOAD_S)
         await run_in_threadpool(catalog.add_built_in, service)
         sweeper = Sweeper(database, bells, settings.worker)
         sweeper.start()
+        upkeep = asyncio.create_task(keep_up(service))
         yield
+        upkeep.cancel()
         await run_in_threadpool(sweeper.stop)
 
     app = FastAPI(title="Gistmill", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -62,8 +63,8 @@ async def spooled(request: Request, directory: Path, *, filename: str, limit_byt
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def receive_file(request: Request, path: Path, *, limit_bytes: int) -> None:
-    """Write the request's body to this path.
+async def receive_file(request: Request, path: Path | None, *, limit_bytes: int) -> None:
+    """Write the request's body to this path, or let it go when there is none.
 
     Raises:
         TooLarge: the body is larger than `limit_bytes`; what was written stays for the caller to remove.
@@ -74,7 +75,7 @@ async def receive_file(request: Request, path: Path, *, limit_bytes: int) -> Non
         raise _too_large(limit_bytes)
     size = 0
     waiting = bytearray()
-    with await run_in_threadpool(path.open, "wb") as file:
+    with await run_in_threadpool((path or Path(os.devnull)).open, "wb") as file:
         try:
             async for piece in request.stream():
                 size += len(piece)

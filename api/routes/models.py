@@ -16,7 +16,7 @@ from api import catalog
 from api.deps import Service, ServiceDep
 from api.spool import receive_file
 from gistmill.db import models as model_rows
-from gistmill.errors import InvalidName, NotFound, UnknownModel, UnsafeModel
+from gistmill.errors import InvalidName, NotFound, UnknownModel
 from gistmill.views import ModelView, Page
 from models_store import importing, names
 from models_store import manifest as manifests
@@ -25,6 +25,7 @@ from models_store.manifest import Manifest
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 UPLOAD = re.compile(r"upload-[0-9a-f]{32}")
+PLAIN_NAME = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9 ._+@-]{0,199}")
 # Dotted names are never part of a model, so they cannot meet an uploaded file.
 NAME_FILE = ".name"
 
@@ -83,14 +84,19 @@ def begin_upload(service: ServiceDep, body: NewUpload) -> Upload:
 
 @router.put("/uploads/{upload}/files/{name:path}", status_code=204)
 async def upload_file(service: ServiceDep, request: Request, upload: str, name: str) -> None:
-    """Store one file of the model; the body is its bytes."""
+    """Store one file of the model; the body is its bytes. Files that a model does not consist of are read and let go."""
     directory = await run_in_threadpool(_find_upload, service, upload)
-    _check_file_name(name)
+    is_kept = _is_part_of_a_model(name)
     # A file that breaks off never gets its name; a dotted one is no part of a model.
     part = directory / f".{uuid.uuid4().hex}"
     try:
-        await receive_file(request, part, limit_bytes=service.settings.api.max_upload_bytes)
-        await run_in_threadpool(part.rename, directory / name)
+        limit_bytes = service.settings.api.max_upload_bytes
+        await receive_file(request, part if is_kept else None, limit_bytes=limit_bytes)
+        if is_kept:
+            await run_in_threadpool(part.rename, directory / name)
+        elif importing.PICKLED.fullmatch(name):
+            # The name alone tells the import why there are no other weights.
+            await run_in_threadpool((directory / name).touch)
     finally:
         await run_in_threadpool(part.unlink, missing_ok=True)
 
@@ -133,12 +139,10 @@ def _find_upload(service: Service, upload: str) -> Path:
     return directory
 
 
-def _check_file_name(name: str) -> None:
-    if importing.is_allowed(name) or importing.is_convertible(name) or name == manifests.FILE_NAME:
-        return
-    if importing.PICKLED.fullmatch(name) and "/" not in name:
-        raise UnsafeModel(f"{name} is pickled, and can run code when it is read. Save the model as safetensors.")
-    raise InvalidName(f"'{name[:120]}' is not the name of a model's file; leave it out.")
+def _is_part_of_a_model(name: str) -> bool:
+    if not PLAIN_NAME.fullmatch(name) or ".." in name:
+        raise InvalidName(f"'{name[:120]}' is not the plain name of a file.")
+    return importing.is_allowed(name) or importing.is_convertible(name) or name == manifests.FILE_NAME
 
 
 def _check_digest(service: Service, digest: str) -> None:

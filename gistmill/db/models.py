@@ -18,6 +18,7 @@ from gistmill.errors import UnknownModel
 from gistmill.views import ModelView, Page
 
 HUB = "hub:"
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 ATTEMPTS = 10
 
 
@@ -111,7 +112,7 @@ def _register(connection: Connection, values: dict[str, Any], manifest: Mapping[
 
 def _find(connection: Connection, tenant_key: int, reference: str) -> Row[Any] | None:
     name, _, version = reference.partition("@")
-    last_part = name.rpartition("/")[2]
+    hub_id = HUB_ID.fullmatch(name)
     is_version: list[ColumnElement[bool]] = []
     if version:
         if not version.isascii() or not version.isdigit() or len(version) > 9:
@@ -119,8 +120,8 @@ def _find(connection: Connection, tenant_key: int, reference: str) -> Row[Any] |
         is_version = [models.c.version == int(version)]
     exact = _newest(tenant_key, or_(models.c.name == name, models.c.source == HUB + name, models.c.digest == name), *is_version)
     row = connection.execute(exact).one_or_none()
-    if row is None and last_part != name:
-        row = connection.execute(_newest(tenant_key, models.c.name == last_part, *is_version)).one_or_none()
+    if row is None and hub_id is not None:
+        row = connection.execute(_newest(tenant_key, models.c.name == hub_id["name"], *is_version)).one_or_none()
     return row
 
 

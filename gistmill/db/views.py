@@ -146,7 +146,7 @@ _DATASETS = SqlView(
         ("dataset_id", "text", "d.id", "The dataset's id, ds_…"),
         ("name", "text", "d.name", "Its name; the newest ready dataset of a name is meant by it."),
         ("state", "text", "d.state", "loading or ready."),
-        ("format", "text", "d.format", "What it was read from: jsonl, csv, parquet or hub."),
+        ("format", "text", "d.format", "What it was read from: jsonl, csv or parquet."),
         ("rows", "integer", "d.rows", "Rows."),
         ("dialogues", "integer", "d.dialogues", "Distinct dialogues."),
         ("digest", "text", "d.digest", "The sha256 of its rows."),

@@ -48,14 +48,14 @@ def assert_problem(answer, status: int, code: str) -> dict[str, object]:
     return body
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/datasets", "/v1/models", "/v1/workers", "/nosuch", "/docs"])
-@pytest.mark.parametrize("token", [None, "", "Bearer", "Bearer wrong", "Basic " + TOKEN, "Bearer " + TOKEN + "x", "Bearer é"])
-def test_without_the_token_nothing_is_answered(sqlite_api: TestClient, path: str, token: str | None) -> None:
-    headers = {"Authorization": b"" if token is None else token.encode()}
-    answer = sqlite_api.get(path, headers=headers)
-    body = assert_problem(answer, 401, "unauthorized")
-    assert "GISTMILL_API__TOKEN" in str(body["detail"])
-    assert answer.headers["www-authenticate"] == "Bearer"
+def test_without_the_token_nothing_is_answered(sqlite_api: TestClient) -> None:
+    wrong = (None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer é")
+    for path in ("/v1/jobs", "/v1/datasets", "/v1/models", "/v1/workers", "/nosuch", "/docs"):
+        for token in wrong:
+            answer = sqlite_api.get(path, headers={"Authorization": b"" if token is None else token.encode()})
+            body = assert_problem(answer, 401, "unauthorized")
+            assert "GISTMILL_API__TOKEN" in str(body["detail"])
+            assert answer.headers["www-authenticate"] == "Bearer"
 
 
 def test_posts_without_the_token_are_refused_before_their_body_is_read(sqlite_api: TestClient) -> None:
@@ -63,11 +63,11 @@ def test_posts_without_the_token_are_refused_before_their_body_is_read(sqlite_ap
         assert_problem(sqlite_api.post(path, content=b"{broken", headers={"Authorization": "Bearer x"}), 401, "unauthorized")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "localhost@evil", "127.0.0.2", "", "[::2]:80"])
-def test_foreign_host_is_refused(sqlite_api: TestClient, host: str) -> None:
-    for path in ("/v1/jobs", "/healthz", "/readyz", "/openapi.json"):
-        body = assert_problem(sqlite_api.get(path, headers={"Host": host}), 421, "foreign_host")
-        assert "GISTMILL_API__HOSTS" in str(body["detail"])
+def test_foreign_host_is_refused(sqlite_api: TestClient) -> None:
+    for host in ("evil.example", "localhost.evil.example", "localhost@evil", "127.0.0.2", "", "[::2]:80"):
+        for path in ("/v1/jobs", "/healthz", "/readyz", "/openapi.json"):
+            body = assert_problem(sqlite_api.get(path, headers={"Host": host}), 421, "foreign_host")
+            assert "GISTMILL_API__HOSTS" in str(body["detail"])
 
 
 def test_configured_and_local_hosts_are_served(sqlite_only: Database, tmp_path: Path) -> None:

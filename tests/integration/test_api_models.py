@@ -85,13 +85,21 @@ def test_model_name_that_could_leave_the_store_is_refused(api: TestClient, name:
     assert code_of(api.post("/v1/models", json={"hub_id": "acme/x", "name": name or "/"})) == (422, "invalid_name")
 
 
-@pytest.mark.parametrize(
-    "path", ["..%2Fconfig.json", "%2Fetc%2Fpasswd", "a/config.json", ".name", "run.py", "x.safetensors%00"]
-)
-def test_file_name_that_is_no_model_s_is_refused(api: TestClient, home: Path, path: str) -> None:
+@pytest.mark.parametrize("path", ["..%2Fconfig.json", "%2Fetc%2Fpasswd", "a/config.json", "a..b", "..x", "x.safetensors%00"])
+def test_file_name_that_could_leave_the_upload_is_refused(api: TestClient, home: Path, path: str) -> None:
     started = begin(api)
     assert code_of(api.put(f"/v1/models/uploads/{started}/files/{path}", content=b"x")) == (422, "invalid_name")
     assert [path.name for path in (home / "models" / "incoming" / started).iterdir()] == [".name"]
+
+
+def test_files_that_are_no_part_of_a_model_are_let_go(api: TestClient, home: Path) -> None:
+    others = dict.fromkeys((".name", ".gitattributes", "run.py", "tf_model.h5", "training args.txt"), b"import os")
+    started = upload(api, others | model_files())
+    kept = {path.name: path.read_bytes() for path in (home / "models" / "incoming" / started).iterdir()}
+    assert kept == model_files() | {".name": b"mine", "tf_model.h5": b""}
+    model = api.post(f"/v1/models/uploads/{started}/publish", json={}).json()
+    assert (home / "models" / "models" / model["digest"]).is_dir()
+    assert not list((home / "models").rglob("tf_model.h5"))
 
 
 @pytest.mark.parametrize("started", ["upload-" + "0" * 32, "..", "%2e%2e", "..%2f..%2fmodels"])
@@ -101,11 +109,10 @@ def test_unknown_upload_is_not_found(api: TestClient, started: str) -> None:
 
 
 def test_pickles_and_broken_models_are_refused_and_nothing_is_left(api: TestClient, home: Path) -> None:
-    started = begin(api)
-    assert code_of(api.put(f"/v1/models/uploads/{started}/files/model.pkl", content=b"x")) == (422, "unsafe_model")
-    assert code_of(api.post(f"/v1/models/uploads/{started}/publish", json={})) == (422, "model_unreadable")
     whole = model_files()
     cases = (
+        ({}, "model_unreadable"),
+        ({"config.json": whole["config.json"], "model.pkl": b"x"}, "unsafe_model"),
         ({"config.json": whole["config.json"], "pytorch_model.bin": b"x"}, "unsafe_model"),
         ({name: content for name, content in whole.items() if name != "model.safetensors"}, "model_unreadable"),
         ({name: content for name, content in whole.items() if name != "tokenizer.json"}, "model_unreadable"),

@@ -54,7 +54,7 @@ def test_unknown_model_names_the_nearest_and_how_to_add_one(database: Database) 
     assert "Did you mean 'gist-tiny'?" in caught.value.message
     assert "gistmill models add DIR --name gist-tyny" in caught.value.message
     assert "--model gist-tiny" in caught.value.message
-    for reference in ("gist-tiny@2", "gist-tiny@x", "gist-tiny@99999999999999999999", "", "@", "../gist"):
+    for reference in ("gist-tiny@2", "gist-tiny@x", "gist-tiny@99999999999999999999", "", "@", "../gist-tiny", "a/b/gist-tiny"):
         with pytest.raises(UnknownModel):
             resolve(database, 1, reference)
     with pytest.raises(UnknownModel):
