@@ -35,7 +35,7 @@ def main() -> int:
             print(f"The job ended as {job.state} with {job.counts.failed} failed items: {job.view.error}", file=sys.stderr)
             return 1
         show_dialogues(job)
-        query = f"select id, summary, shared from v_summaries where job = '{job.id}' order by row_number limit {SHOWN}"
+        query = f"select item_id, summary, shared from v_summaries where job_id = '{job.id}' order by row_number limit {SHOWN}"
         print(f"\nThe same {SHOWN} by SQL: {query}\n")
         for row in client.sql(query).rows:
             print("  " + " | ".join(str(value) for value in row))

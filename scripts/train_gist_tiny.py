@@ -1,6 +1,8 @@
 """Train the built-in model gist-tiny from scratch on generated dialogues and write it to models_store/builtin/gist-tiny.
 
-Usage: python scripts/train_gist_tiny.py [--steps 2500] [--out DIR]
+It learns in two phases: first the language of the summaries at equal weights, then, with names weighted more, who did what.
+
+Usage: python scripts/train_gist_tiny.py [--out DIR] [--start DIR]
 """
 
 from __future__ import annotations
@@ -34,14 +36,20 @@ PROMPT_WEIGHTS = {"instruction": 6, "none": 2, "instruction-dialogue": 2}
 def main() -> None:
     """Train the tokenizer, then the model, then save both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--language-steps", type=int, default=2000)
+    parser.add_argument("--name-steps", type=int, default=1500)
+    parser.add_argument("--start", type=Path, help="a saved model to go on from, instead of the first phase")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer()
-    model = make_model()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    train(model, tokenizer, steps=arguments.steps)
+    if arguments.start is None:
+        model = make_model()
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+        train(model, tokenizer, steps=arguments.language_steps, name_weight=1.0, first_seed=1_000)
+        save(model, tokenizer, arguments.out)
+    model = T5ForConditionalGeneration.from_pretrained(arguments.start or arguments.out, dtype=torch.float32)
+    train(model, tokenizer, steps=arguments.name_steps, name_weight=NAME_WEIGHT, first_seed=50_000)
     save(model, tokenizer, arguments.out)
 
 
@@ -93,7 +101,9 @@ def make_model() -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration(config)
 
 
-def train(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, *, steps: int) -> None:
+def train(
+    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, *, steps: int, name_weight: float, first_seed: int
+) -> None:
     """Run AdamW with a short warm-up and a linear decay; every batch is new text."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -102,9 +112,9 @@ def train(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast,
     model.train()
     names = name_tokens(tokenizer)
     started_at = time.monotonic()
-    for step, batch in zip(range(steps), batches(tokenizer), strict=False):
+    for step, batch in zip(range(steps), batches(tokenizer, first_seed), strict=False):
         logits = model(**batch).logits
-        loss, right = name_weighted_loss(logits, batch["labels"], names)
+        loss, right = name_weighted_loss(logits, batch["labels"], names, name_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -120,25 +130,27 @@ def name_tokens(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     return torch.tensor([tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in NAMES])
 
 
-def name_weighted_loss(logits: torch.Tensor, labels: torch.Tensor, names: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the loss with names counted several times, and the share of names that are right.
+def name_weighted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, names: torch.Tensor, weight: float
+) -> tuple[torch.Tensor, float]:
+    """Return the loss with names counted `weight` times, and the share of names that are right.
 
     Who did what is decided by one token in twenty; at its plain weight the model takes thousands of steps to care.
 
     Shapes: logits (B, T, V), labels (B, T) with -100 where padded.
     """
     is_name = torch.isin(labels, names)
-    weights = (labels != -100).float() + is_name * (NAME_WEIGHT - 1)
+    weights = (labels != -100).float() + is_name * (weight - 1)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
     right = (logits.argmax(-1) == labels)[is_name].float().mean().item()
     return (losses * weights.flatten()).sum() / weights.sum(), right
 
 
-def batches(tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, torch.Tensor]]:
+def batches(tokenizer: PreTrainedTokenizerFast, first_seed: int) -> Iterator[dict[str, torch.Tensor]]:
     """Yield batches of similar length without end."""
     source = random.Random(SEED)
     for epoch in range(1_000_000):
-        examples = list(generate(BATCH * 16, seed=1_000 + epoch, split="train"))
+        examples = list(generate(BATCH * 16, seed=first_seed + epoch, split="train"))
         names = source.choices(list(PROMPT_WEIGHTS), weights=list(PROMPT_WEIGHTS.values()), k=len(examples))
         pairs = sorted(
             ((render(example, name), example.summary) for example, name in zip(examples, names, strict=True)),

@@ -142,4 +142,4 @@ def _close(job: Job, output: Path | None) -> None:
     if counts.failed:
         raise typer.Exit(EXIT_FAILED_ITEMS)
     if not counts.failed:
-        advise(f"gistmill sql \"select id, summary from v_summaries where job = '{job.id}' limit 5\"")
+        advise(f"gistmill sql \"select item_id, summary from v_summaries where job_id = '{job.id}' limit 5\"")
