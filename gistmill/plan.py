@@ -63,8 +63,10 @@ def selected_ranks(connection: Connection, dataset_key: int, rows: JobRows) -> I
     One walk over the ranks and one over the rows: the dialogues of the selected rows are collected by the database first.
     """
     if connection.dialect.name == "postgresql":
-        # A pass over millions of rows may take longer than a statement of a request may.
+        # A pass over millions of rows may take longer than a statement of a request may. Without statistics, as just after
+        # an upload, the planner compared each rank with each row: 168 s for 100,000, where a hash of the rows takes 0.3 s.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL enable_nestloop = off"))
     taken = select(dataset_rows.c.dialogue_key).where(
         dataset_rows.c.dataset_key == dataset_key, takes(connection, rows, dataset_rows.c.row_number)
     )

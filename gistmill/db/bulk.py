@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Select, String, cast, func, literal, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import JSON, BigInteger, Column, Connection, Select, Text, cast, func, literal, select
 
 PAGE = 5_000
 
@@ -18,10 +17,11 @@ def listed(connection: Connection, values: Sequence[int] | Sequence[str]) -> Sel
 
     They travel as one variable: a statement may have 32,766 of them on SQLite and 65,535 on PostgreSQL.
     """
+    document = literal(json.dumps(list(values)), Text())
     if connection.dialect.name == "sqlite":
-        return select(func.json_each(json.dumps(list(values))).table_valued("value").c.value)
-    kind = ARRAY(String() if values and isinstance(values[0], str) else BigInteger())
-    return select(func.unnest(cast(literal(list(values), kind), kind)))
+        return select(func.json_each(document).table_valued("value").c.value)
+    kind = Text() if values and isinstance(values[0], str) else BigInteger()
+    return select(cast(func.json_array_elements_text(cast(document, JSON())), kind))
 
 
 def insert_many(
@@ -30,16 +30,17 @@ def insert_many(
     """Insert rows of driver values (JSON as text) in the order of `columns`; `or_skip` leaves out those that exist.
 
     SQLite's executemany takes the tuples as they are, in half the time of SQLAlchemy's, which checks each value of each row.
-    PostgreSQL takes a page as one array per column, because psycopg's executemany waits for an answer to each row.
+    PostgreSQL takes a page as one JSON text. For 100,000 dialogues, 2.0 s on a busy machine: arrays of psycopg took 2.9 s, its
+    executemany longer still; COPY took about as long, but cannot leave out rows and raises errors past SQLAlchemy.
     """
     is_sqlite = connection.dialect.name == "sqlite"
     quote = connection.dialect.identifier_preparer.quote
     names = ", ".join(quote(column.name) for column in columns)
     types = [column.type.compile(connection.dialect) for column in columns]
-    arrays = ", ".join(f"CAST(CAST(%s AS {'bigint' if 'INT' in type_ else 'text'}[]) AS {type_}[])" for type_ in types)
-    source = f"VALUES ({', '.join('?' * len(columns))})" if is_sqlite else f"SELECT * FROM unnest({arrays})"
+    values = ", ".join(f"CAST(v ->> {position} AS {type_})" for position, type_ in enumerate(types))
+    page_of = f"VALUES ({', '.join('?' * len(columns))})" if is_sqlite else f"SELECT {values} FROM json_array_elements(%s) v"
     skip = " ON CONFLICT DO NOTHING" if or_skip else ""
-    statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {source}{skip}"
+    statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {page_of}{skip}"
     iterator = iter(rows)
     while page := list(islice(iterator, PAGE)):
-        connection.exec_driver_sql(statement, page if is_sqlite else tuple(map(list, zip(*page, strict=True))))
+        connection.exec_driver_sql(statement, page if is_sqlite else (json.dumps(page, ensure_ascii=False),))
