@@ -70,7 +70,9 @@ def _make_role(connection: Connection) -> None:
         connection.exec_driver_sql(
             f"DO $$ BEGIN CREATE ROLE {ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
         )
-    if not connection.scalar(text("SELECT pg_has_role(current_user, :role, 'SET')"), {"role": ROLE}):
+    # Since PostgreSQL 16 a member need not be able to become the role.
+    needed = "SET" if (connection.dialect.server_version_info or ()) >= (16,) else "MEMBER"
+    if not connection.scalar(text("SELECT pg_has_role(current_user, :role, :needed)"), {"role": ROLE, "needed": needed}):
         connection.exec_driver_sql(f"GRANT {ROLE} TO CURRENT_USER")
     schema = connection.scalar(text("SELECT quote_ident(current_schema())"))
     views = ", ".join(view.name for view in VIEWS)
