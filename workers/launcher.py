@@ -140,10 +140,14 @@ class Launcher:
         reading, seat.lifeline = os.pipe()
         kept = [reading] if seat.lock is None else [reading, seat.lock]
         visible = seat.device.uuid if seat.device.kind == "cuda" else ""
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        if seat.device.kind == "cpu":
+            # CPU workers that each take all cores spend their time waiting for each other.
+            environment.setdefault("GISTMILL_WORKER__THREADS", str(max(1, (os.cpu_count() or 1) // len(self.seats))))
         # In a session of its own, so that Ctrl-C reaches the launcher alone. CUDA reads its variable when torch is imported.
         seat.process = subprocess.Popen(
             self.child_command(seat.device, seat.worker, reading),
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+            env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             pass_fds=kept,

@@ -150,7 +150,7 @@ class Supervisor:
         while not self._is_ending:
             for child in self.children:
                 child.look_after()
-            if self.places.want_workers.exists() and not any(child.name == "workers" for child in self.children):
+            if self.private and self.places.want_workers.exists() and not self._has_workers():
                 self._add_workers()
             if self.private and not self.places.stay.exists():
                 # Held until this process ends: who comes now waits, and then starts a stack anew.
@@ -168,6 +168,9 @@ class Supervisor:
         child = Child(name, command, self.environment, self.places.logs / f"{name}.log", stdin)
         child.start()
         self.children.append(child)
+
+    def _has_workers(self) -> bool:
+        return any(child.name == "workers" for child in self.children)
 
     def _add_workers(self) -> None:
         self._add("workers", [sys.executable, "-m", "workers"])
