@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gistmill.errors import UnknownModel
 from models_store.importing import import_directory
 from models_store.manifest import Manifest
 from models_store.store import Store
@@ -17,5 +18,11 @@ def names() -> list[str]:
 
 
 def import_builtin(store: Store, name: str) -> Manifest:
-    """Put a built-in model into the store and return its manifest."""
+    """Put a built-in model into the store and return its manifest.
+
+    Raises:
+        UnknownModel: no model of this name comes with Gistmill.
+    """
+    if name not in names():
+        raise UnknownModel(f"No model called '{name[:120]}' comes with Gistmill; these do: {', '.join(names()) or 'none'}.")
     return import_directory(store, DIRECTORY / name, label=f"built-in {name}")

@@ -6,25 +6,27 @@ import re
 import shutil
 from pathlib import Path
 
-from gistmill.errors import DigestMismatch, ModelUnavailable, ModelUnreadable, UnsafeModel
-from models_store import converting
+from gistmill.errors import InvalidName, ModelUnavailable, ModelUnreadable, UnsafeModel
+from models_store import config as configs
+from models_store import converting, names, weights
 from models_store import manifest as manifests
 from models_store.manifest import Manifest
 from models_store.store import Store
 
 ALLOWED = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|spiece\.model|sentencepiece\.bpe\.model|vocab\.json|vocab\.txt|merges\.txt|README\.md|LICENSE"
-    r"|[A-Za-z0-9_.-]+\.safetensors|[A-Za-z0-9_.-]+\.safetensors\.index\.json"
+    r"|spiece\.model|sentencepiece\.bpe\.model|source\.spm|target\.spm|vocab\.json|vocab\.txt|merges\.txt|README\.md|LICENSE"
 )
 PICKLED = re.compile(r".+\.(bin|pt|pth|pkl|pickle|ckpt|msgpack|h5)")
-TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json", "vocab.txt")
 CONVERTIBLE = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json")
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.spm", "*.txt", "README.md", "LICENSE"]
+MOST_NAMED = 10
 
 
 def is_allowed(name: str) -> bool:
     """True for the plain name of a file that a model may consist of."""
-    return ALLOWED.fullmatch(name) is not None and ".." not in name
+    return ALLOWED.fullmatch(name) is not None or weights.is_weight_file(name)
 
 
 def is_convertible(name: str) -> bool:
@@ -37,82 +39,110 @@ def import_directory(store: Store, source: Path, *, label: str, convert: bool = 
 
     Raises:
         ModelUnreadable: the directory or a part of the model is missing or broken.
-        UnsafeModel: the weights are pickled, and `convert` was not asked for or refused them.
+        UnsafeModel: the weights are pickled, and `convert` was not asked for or refused them; or a link leaves the directory.
         UnsupportedModel: the model is not an encoder-decoder or brings code.
         DigestMismatch: the directory's own manifest does not fit its files.
     """
     if not source.is_dir():
         raise ModelUnreadable(f"{label} is not a directory with a model in it.")
-    names = sorted(path.name for path in source.iterdir() if path.is_file() and not _leaves(path, source))
-    if not names:
+    found = _list_files(source)
+    if not found:
         raise ModelUnreadable(f"{label} holds no files.")
+    for name in filter(_is_read, found):
+        if not (source / name).resolve().is_relative_to(source.resolve()):
+            raise UnsafeModel(f"{label}: {name} is a link that leaves the directory. Put the file itself there.")
     with store.staging() as staged:
-        for name in filter(is_allowed, names):
-            shutil.copyfile(source / name, staged / name)
-        if not any(staged.glob("*.safetensors")):
-            _convert(source, staged, names, label=label, convert=convert)
-        _check_tokenizer(staged, label)
-        _check_known_digests(source, staged)
-        manifest = manifests.describe(staged, source=label)
-        store.publish(staged, manifest)
-    return manifest
+        _copy(source, staged, found, label)
+        if not _has_weights(staged):
+            _convert(source, staged, found, label=label, convert=convert)
+        if (source / manifests.FILE_NAME).is_file():
+            # A manifest that came along must fit: the files may have been cut or changed on the way.
+            manifests.verify(staged, manifests.load(source))
+        return _publish(store, staged, label)
 
 
 def import_hub(store: Store, hub_id: str, *, revision: str | None = None) -> Manifest:
     """Download a model of the hub into the store; only safetensors are asked for.
 
     Raises:
+        InvalidName: it is no hub id such as google/flan-t5-base.
         ModelUnavailable: the hub cannot be reached or has no such model; trying again later is safe.
+        ModelError: what the hub has cannot be used.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "README.md", "LICENSE"]
-    try:
-        directory = snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        short = hub_id.rpartition("/")[2]
-        raise ModelUnavailable(
-            f"The model {hub_id} is not in the store and could not be fetched from the hub. Add it from a directory with "
-            f"'gistmill models add DIRECTORY --name {short}', or try the built-in model with '--model gist-tiny'."
-        ) from error
-    # A snapshot's files are links into the hub's cache.
+    if not names.is_hub_id(hub_id):
+        raise InvalidName(f"'{hub_id[:120]}' is not a hub id: write owner/name, such as google/flan-t5-base.")
+    directory = _download(hub_id, revision)
     with store.staging() as staged:
-        for path in Path(directory).iterdir():
-            if path.is_file() and is_allowed(path.name):
-                shutil.copyfile(path, staged / path.name)
-        return import_directory(store, staged, label=hub_id)
+        # A snapshot's files are links into the hub's cache, and the copies are files.
+        _copy(directory, staged, _list_files(directory), hub_id)
+        if not _has_weights(staged):
+            raise ModelUnreadable(
+                f"{hub_id} has no weights as safetensors on the hub. Download its files and add them with "
+                f"'gistmill models add DIRECTORY --name {names.name_of_hub_id(hub_id)} --convert'."
+            )
+        return _publish(store, staged, hub_id)
 
 
-def _leaves(path: Path, source: Path) -> bool:
-    return path.is_symlink() and not path.resolve().is_relative_to(source.resolve())
+def _download(hub_id: str, revision: str | None) -> Path:
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RevisionResolutionError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=["*/*"]))
+    except (httpx2.HTTPError, OSError, ValueError, RevisionResolutionError) as error:
+        raise ModelUnavailable(
+            f"The model {hub_id} is not in the store and could not be fetched from the hub ({type(error).__name__}). Add it "
+            f"from a directory with 'gistmill models add DIRECTORY --name {names.name_of_hub_id(hub_id)}', or try the "
+            "built-in model with '--model gist-tiny'."
+        ) from error
 
 
-def _convert(source: Path, staged: Path, names: list[str], *, label: str, convert: bool) -> None:
-    """Turn a pickled checkpoint into safetensors, or say why not."""
-    convertible = [name for name in names if is_convertible(name)]
-    if not convertible:
-        if any(PICKLED.fullmatch(name) for name in names):
-            raise UnsafeModel(f"{label} holds only pickled weights, which can run code when read. Save it as safetensors.")
-        raise ModelUnreadable(f"{label} holds no .safetensors file. Found: {', '.join(names[:10])}.")
-    if not convert:
-        raise UnsafeModel(
-            f"{label} holds {convertible[0]}, a pickled file, and no .safetensors. Add --convert to turn it into safetensors "
-            "in a separate process that reads tensors only."
-        )
-    converting.run(source, staged)
+def _list_files(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.is_file() or path.is_symlink())
 
 
-def _check_tokenizer(staged: Path, label: str) -> None:
+def _is_read(name: str) -> bool:
+    return is_allowed(name) or is_convertible(name) or name == manifests.FILE_NAME
+
+
+def _has_weights(staged: Path) -> bool:
+    return (staged / weights.WHOLE).is_file() or (staged / weights.INDEX).is_file()
+
+
+def _copy(source: Path, target: Path, found: list[str], label: str) -> None:
+    """Copy what a model may consist of; beside whole weights, shards are left, as transformers leaves them."""
+    is_whole = weights.WHOLE in found
+    for name in filter(is_allowed, found):
+        if is_whole and weights.is_weight_file(name) and name != weights.WHOLE:
+            continue
+        try:
+            shutil.copyfile(source / name, target / name)
+        except OSError as error:
+            raise ModelUnreadable(f"{label}: {name} could not be copied into the store: {error.strerror}.") from error
+
+
+def _publish(store: Store, staged: Path, label: str) -> Manifest:
     if not any((staged / name).is_file() for name in TOKENIZERS):
         raise ModelUnreadable(f"{label} holds no tokenizer (one of {', '.join(TOKENIZERS)}).")
+    manifest = manifests.describe(staged, source=label)
+    store.publish(staged, manifest)
+    return manifest
 
 
-def _check_known_digests(source: Path, staged: Path) -> None:
-    """A manifest that came along must fit: the files may have been cut or changed on the way."""
-    if not (source / manifests.FILE_NAME).is_file():
-        return
-    for entry in manifests.load(source).files:
-        path = staged / entry.path
-        if path.is_file() and (path.stat().st_size != entry.size or manifests.sha256_of(path) != entry.sha256):
-            raise DigestMismatch(f"The file {entry.path} does not have the digest that manifest.json names.")
+def _convert(source: Path, staged: Path, found: list[str], *, label: str, convert: bool) -> None:
+    """Turn a pickled checkpoint into safetensors, or say why not."""
+    convertible = [name for name in found if is_convertible(name)]
+    if not convertible:
+        if any(PICKLED.fullmatch(name) for name in found):
+            raise UnsafeModel(f"{label} holds only pickled weights, which can run code when read. Save it as safetensors.")
+        raise ModelUnreadable(f"{label} holds no {weights.WHOLE}. Found: {', '.join(found[:MOST_NAMED])}.")
+    if not convert:
+        raise UnsafeModel(
+            f"{label} holds {convertible[0]}, a pickled file, and no {weights.WHOLE}. Add --convert to turn it into "
+            "safetensors in a separate process that reads tensors only."
+        )
+    configs.read_config(staged)
+    converting.run(source, staged)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gistmill.errors import DigestMismatch, ModelUnreadable, UnsupportedModel
+from gistmill.errors import DigestMismatch, ModelUnreadable
 from gistmill.specs import digest_of
+from models_store import config as configs
+from models_store import weights
 
 FILE_NAME = "manifest.json"
 BLOCK = 1024 * 1024
-LARGEST_HEADER_BYTES = 100 * 1024**2
-DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A plain name: neither a manifest that was sent nor one that came along can make anybody read or write elsewhere.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 Tick = Callable[[], None]
 
 
@@ -28,18 +28,21 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    path: str
-    size: int
-    sha256: str
+    path: FileName
+    size: int = Field(ge=0)
+    sha256: Digest
 
 
 class Manifest(BaseModel):
-    """A model version on disk. `digest` stands for the content: equal files have equal digests, whatever their source."""
+    """A model version on disk. `digest` stands for the content: equal files have equal digests, whatever their source.
+
+    Names and versions are not part of it: they are rows in SQL, and several may mean the same files.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    format: int = 1
-    digest: str
+    format: Literal[1] = 1
+    digest: Digest
     files: tuple[FileEntry, ...]
     architecture: str
     model_type: str
@@ -57,22 +60,21 @@ def describe(directory: Path, *, source: str) -> Manifest:
     """Return the manifest of the files in a directory.
 
     Raises:
-        ModelUnreadable: the configuration or a weight file is broken.
-        UnsupportedModel: it is not an encoder-decoder model, or brings code of its own.
+        ModelUnreadable: the configuration or a weight file is missing or broken.
+        UnsupportedModel: it is not an encoder-decoder for text, or brings code of its own.
     """
-    config = read_config(directory)
+    config = configs.read_config(directory)
+    found = weights.read_weights(directory)
     entries = tuple(_entry(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != FILE_NAME)
-    shapes = [shape for path in sorted(directory.glob("*.safetensors")) for shape in read_shapes(path)]
-    dtypes = {dtype for dtype, _, _ in shapes}
     return Manifest(
         digest=content_digest(entries),
         files=entries,
-        architecture=(config.get("architectures") or ["unknown"])[0],
+        architecture=configs.architecture(config),
         model_type=str(config.get("model_type", "")),
-        parameters=sum(count for _, count, _ in shapes),
-        weight_bytes=sum(size for _, _, size in shapes),
-        dtype=DTYPE_NAMES.get(dtypes.pop(), "other") if len(dtypes) == 1 else "mixed",
-        max_positions=config.get("max_position_embeddings"),
+        parameters=found.parameters,
+        weight_bytes=found.bytes,
+        dtype=found.dtype,
+        max_positions=configs.max_positions(config),
         source=source,
     )
 
@@ -91,7 +93,7 @@ def verify(directory: Path, manifest: Manifest, *, tick: Tick = lambda: None) ->
     for entry in manifest.files:
         path = directory / entry.path
         if not path.is_file():
-            raise DigestMismatch(f"The model's file {entry.path} is missing.")
+            raise DigestMismatch(f"The model's file {entry.path}, which its manifest names, is missing.")
         if path.stat().st_size != entry.size or sha256_of(path, tick=tick) != entry.sha256:
             raise DigestMismatch(f"The model's file {entry.path} does not have the digest that its manifest names.")
     if content_digest(manifest.files) != manifest.digest:
@@ -104,10 +106,13 @@ def load(directory: Path) -> Manifest:
     Raises:
         ModelUnreadable: there is none, or it does not parse.
     """
-    return parse((directory / FILE_NAME).read_text(encoding="utf-8") if (directory / FILE_NAME).is_file() else "")
+    try:
+        return parse((directory / FILE_NAME).read_bytes())
+    except OSError as error:
+        raise ModelUnreadable(f"The model's {FILE_NAME} cannot be read: {error.strerror}.") from error
 
 
-def parse(text: str) -> Manifest:
+def parse(text: str | bytes) -> Manifest:
     """Return the manifest that a JSON text holds.
 
     Raises:
@@ -116,51 +121,14 @@ def parse(text: str) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise ModelUnreadable("The model has no readable manifest.json.") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise ModelUnreadable(f"The model's {FILE_NAME} is not one that Gistmill wrote ({where}: {first['msg']}).") from error
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return the model's config.json, checked to be an encoder-decoder that needs no code of its own."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelUnreadable("The model has no config.json.") from error
-    except (OSError, ValueError) as error:
-        raise ModelUnreadable(f"The model's config.json cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelUnreadable("The model's config.json is not a JSON object.")
-    if "auto_map" in config:
-        raise UnsupportedModel("The model needs code of its own (auto_map in config.json); Gistmill never runs such code.")
-    if not config.get("is_encoder_decoder"):
-        kind = config.get("model_type", "unknown")
-        raise UnsupportedModel(
-            f"The model ('{kind}') is not an encoder-decoder; Gistmill runs T5, FLAN-T5, BART and their kin."
-        )
-    return config
-
-
-def read_shapes(path: Path) -> list[tuple[str, int, int]]:
-    """Return (dtype, elements, bytes) of every tensor, from the header alone.
-
-    Raises:
-        ModelUnreadable: the file is not safetensors, or is cut short.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > LARGEST_HEADER_BYTES:
-                raise ValueError("its header is too large")
-            header = json.loads(file.read(length))
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        if path.stat().st_size != 8 + length + end:
-            raise ValueError("it is cut short or has more bytes than its header says")
-        return [
-            (tensor["dtype"], math.prod(tensor["shape"]), tensor["data_offsets"][1] - tensor["data_offsets"][0])
-            for tensor in tensors
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, OSError) as error:
-        raise ModelUnreadable(f"The weight file {path.name} cannot be read as safetensors: {error}") from error
+def write(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest beside the files that it describes."""
+    (directory / FILE_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def sha256_of(path: Path, *, tick: Tick = lambda: None) -> str:

@@ -72,6 +72,7 @@ def _split_version(text: str) -> tuple[str, int | None]:
     name, at, version = text.partition("@")
     if not at:
         return name, None
-    if not version.isdecimal() or not 1 <= int(version) < 2**31:
+    # Nine digits at most: int() refuses thousands of them, and isdecimal() alone takes the digits of every script.
+    if not (version.isascii() and version.isdecimal() and len(version) <= 9 and int(version) >= 1):
         raise InvalidName(f"'{text[:120]}' does not name a version: write name@2, with a number from 1.")
     return name, int(version)

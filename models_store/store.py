@@ -2,8 +2,8 @@
 
 Files:
     models/<digest>/            the files of a model and manifest.json; never changed once there
-    incoming/<uuid>/            what is being added; swept when it was left behind
-    locks/<digest>.lock         held while a digest is being fetched
+    incoming/<name>/            what is being added; swept when it was left behind
+    locks/<digest>.lock         held while a digest is being fetched; its time of change tells waiters of progress
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gistmill.errors import ModelUnreadable, NotFound
+import structlog
+
+from gistmill.errors import ModelUnavailable, NotFound
 from models_store import manifest as manifests
 from models_store.manifest import Manifest
+
+log = structlog.get_logger(__name__)
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -32,7 +36,9 @@ class Store:
 
     def find(self, digest: str) -> Path | None:
         """Return the directory of a model, or None when it is not here."""
-        directory = self._directory(digest)
+        if not DIGEST.fullmatch(digest):
+            return None
+        directory = self.root / "models" / digest
         return directory if (directory / manifests.FILE_NAME).is_file() else None
 
     def get(self, digest: str) -> Path:
@@ -43,7 +49,7 @@ class Store:
         """
         directory = self.find(digest)
         if directory is None:
-            raise NotFound(f"The model store has no model of digest {digest[:16]}….")
+            raise NotFound(f"The model store has no model of digest {digest[:64]}.")
         return directory
 
     def get_manifest(self, digest: str) -> Manifest:
@@ -79,34 +85,62 @@ class Store:
         """Make the staged files the model of their digest, in one step; the first publisher of a digest wins.
 
         Everything is on disk before the rename, so a crash leaves either no model or a whole one.
+
+        Raises:
+            ModelUnavailable: the disk does not take it.
         """
-        (staged / manifests.FILE_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-        for path in staged.iterdir():
-            _sync(path)
-        _sync(staged)
-        target = self._directory(manifest.digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if self.find(manifest.digest) is None:
-            try:
+        target = self.root / "models" / manifest.digest
+        try:
+            if self.find(manifest.digest) is None:
+                _settle(staged, manifest)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(target)
-            except OSError as error:
-                if self.find(manifest.digest) is None:
-                    raise ModelUnreadable(f"The model could not be put into the store: {error.strerror}.") from error
-        _sync(target.parent)
+            _sync(target.parent)
+            _sync(self.root)
+        except OSError as error:
+            # A directory that is there is never replaced: another publisher of the same files may have been faster.
+            if self.find(manifest.digest) is None:
+                raise ModelUnavailable(f"The model could not be put into the store: {error.strerror}.") from error
         return target
 
-    def sweep(self, *, older_than_s: float) -> int:
-        """Remove staging directories that nobody has touched for that long; return how many."""
-        limit = time.time() - older_than_s
-        stale = [path for path in (self.root / "incoming").glob("*") if path.stat().st_mtime < limit]
-        for path in stale:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(stale)
+    def lock_path(self, digest: str) -> Path:
+        """Return the file to lock while a digest is fetched.
 
-    def _directory(self, digest: str) -> Path:
+        Raises:
+            NotFound: it is no digest.
+        """
         if not DIGEST.fullmatch(digest):
             raise NotFound("A model digest is 64 hex digits.")
-        return self.root / "models" / digest
+        directory = self.root / "locks"
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory / f"{digest}.lock"
+
+    def sweep(self, *, older_than_s: float) -> int:
+        """Remove staging directories in which nothing was written for that long; return how many."""
+        limit = time.time() - older_than_s
+        stale = [path for path in (self.root / "incoming").glob("*") if _last_written(path) < limit]
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+            log.info("staging_swept", directory=path.name)
+        return len(stale)
+
+
+def _last_written(directory: Path) -> float:
+    """Return the newest time of change, now for what vanishes meanwhile.
+
+    The directory's own time is not enough: a long download changes only its file's.
+    """
+    try:
+        return max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
+    except OSError:
+        return time.time()
+
+
+def _settle(staged: Path, manifest: Manifest) -> None:
+    manifests.write(staged, manifest)
+    for path in staged.iterdir():
+        _sync(path)
+    _sync(staged)
 
 
 def _sync(path: Path) -> None:

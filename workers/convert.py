@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 EXIT_UNREADABLE = 66
+FORBIDDEN = re.compile(r"(?i)unsupported (?:global|class):? (\S+)")
 
 
 class Unreadable(Exception):
@@ -21,7 +23,7 @@ class Unreadable(Exception):
 
 
 def convert_checkpoint(source: Path, target: Path) -> None:
-    """Write `target/model.safetensors` from pytorch_model.bin or its shards.
+    """Write `target/model.safetensors` from the pytorch_model.bin of `source` or its shards.
 
     Raises:
         pickle.UnpicklingError: the pickle holds more than tensors; nothing of it was run.
@@ -32,16 +34,22 @@ def convert_checkpoint(source: Path, target: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for path in _files(source):
         tensors |= _load(path)
-    save_file(_unshared(tensors), target / "model.safetensors", metadata={"format": "pt"})
+    if not tensors:
+        raise Unreadable("it holds no tensors")
+    save_file(_unshared(tensors, _ties(source)), target / "model.safetensors", metadata={"format": "pt"})
 
 
 def _files(source: Path) -> list[Path]:
     index = source / "pytorch_model.bin.index.json"
-    if not index.is_file():
-        return [source / "pytorch_model.bin"]
-    names = set(json.loads(index.read_text())["weight_map"].values())
-    if any(Path(name).name != name for name in names):
-        raise Unreadable("The index names files outside of the directory.")
+    whole = source / "pytorch_model.bin"
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Unreadable(f"{index.name} names no shards") from error
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise Unreadable(f"{index.name} names files outside of the directory")
     return [source / name for name in sorted(names)]
 
 
@@ -50,22 +58,48 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise Unreadable(f"{path.name} is missing") from error
     except (OSError, RuntimeError, EOFError) as error:
-        raise Unreadable(f"{path.name}: {error}") from error
+        raise Unreadable(f"{path.name} is cut short or broken ({_first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise Unreadable(f"{path.name} does not hold a dictionary of tensors.")
+        raise Unreadable(f"{path.name} does not hold a dictionary of tensors")
     return state
 
 
-def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give every tensor memory of its own: safetensors refuses tied weights, and loading ties them again."""
+def _ties(source: Path) -> dict[str, str]:
+    """Return the tensors that loading makes out of others, by the model's class: {"lm_head.weight": "shared.weight"}."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return dict(model.all_tied_weights_keys)
+
+
+def _unshared(tensors: dict[str, torch.Tensor], ties: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Give every tensor memory of its own, as safetensors wants it.
+
+    A tied tensor is left out only when it equals its source: FLAN-T5 has an output layer of its own under a name that the
+    class ties, and it must be kept. What shares memory and is not tied is copied.
+    """
+    import torch
+
     seen: set[int] = set()
     alone = {}
     for name, tensor in tensors.items():
+        origin = tensors.get(ties.get(name, ""))
+        if origin is not None and torch.equal(tensor, origin):
+            continue
         pointer = tensor.untyped_storage().data_ptr()
         alone[name] = tensor.clone().contiguous() if pointer in seen else tensor.contiguous()
         seen.add(pointer)
     return alone
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def main(arguments: list[str]) -> int:
@@ -73,10 +107,12 @@ def main(arguments: list[str]) -> int:
     try:
         convert_checkpoint(Path(arguments[0]), Path(arguments[1]))
     except pickle.UnpicklingError as error:
-        sys.stderr.write(f"it holds more than tensors: {str(error).splitlines()[0]}\n")
+        named = FORBIDDEN.search(str(error))
+        why = f"it asks for {named[1]}" if named else "it is no checkpoint, or a pickle of something else"
+        sys.stderr.write(f"it holds more than tensors: {why}\n")
         return EXIT_UNSAFE
-    except (Unreadable, OSError, ValueError, KeyError) as error:
-        sys.stderr.write(f"{error}\n")
+    except (Unreadable, OSError, ValueError, LookupError) as error:
+        sys.stderr.write(f"{_first_line(error)}\n")
         return EXIT_UNREADABLE
     return 0
 
