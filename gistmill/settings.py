@@ -22,7 +22,6 @@ class DatabaseSettings(BaseModel):
 
     url: str = Field("", description="SQLAlchemy URL (sqlite:///… or postgresql+psycopg://…). Empty: SQLite in the home.")
     url_file: Path | None = Field(None, description="File that holds the URL.")
-    query_url: str = Field("", description="PostgreSQL URL of the role that may read the views only. Empty: SET ROLE.")
     statement_timeout_s: PositiveFloat = Field(30.0, description="Longest a statement may take, seconds.")
 
 

@@ -68,6 +68,8 @@ class Worker:
         )
         self.bells = Bells(settings.redis_url, settings.redis.key_prefix)
         self.store = Store(settings.store_dir)
+        # Read now: a secret that cannot be read is this worker's misconfiguration and must not fail a job later.
+        self.token = settings.token
 
     def run(self) -> int:
         """Register, consume bells until a signal comes, give back what is held."""
@@ -132,7 +134,7 @@ class Worker:
             self.store,
             digest,
             base_url=self.settings.api.url,
-            token=self.settings.token,
+            token=self.token,
             should_stop=ticker.should_stop,
             tick=ticker.tick,
         )

@@ -1,7 +1,7 @@
 """The tables. They are ours and may change; the views in views.py are the contract.
 
 Only tenants, datasets, jobs, chunks, models and workers are ever updated. The rest is insert-only, save that a later attempt
-of a job may replace an error in `results`. Big tables have integer keys; what users name has a prefixed time-ordered id beside its key.
+of a job may replace an error in `results`. Big tables have integer keys; what users name has a time-ordered id beside its key.
 Times are seconds since 1970 as floats, read from the database's own clock (clock.py).
 """
 
