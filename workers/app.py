@@ -16,8 +16,6 @@ import structlog
 from celery import Celery
 from celery.platforms import SecurityWarning
 from celery.signals import worker_shutting_down
-from models_store.fetch import fetch
-from models_store.store import Store
 
 from gistmill import logs
 from gistmill.db import chunks as chunk_rows
@@ -30,6 +28,8 @@ from gistmill.settings import Settings, load_settings
 from gistmill.specs import SPEC_VERSION, Precision
 from gistmill.states import JobKind
 from gistmill.sweep import Sweeper, ring_waiting
+from models_store.fetch import fetch
+from models_store.store import Store
 from workers import tasks
 from workers.engine.base import Engine
 from workers.engine.loading import load_engine
