@@ -1,0 +1,275 @@
+"""The heartbeat, the runner and the handler on real databases, with the fake engine and no process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from gistmill.control import cancel
+from gistmill.db.chunks import read_wish
+from gistmill.db.claim import Claim
+from gistmill.db.session import Database
+from gistmill.db.tables import jobs, results
+from gistmill.errors import DeviceTooSmall, ModelUnavailable, ModelUnreadable, StoreUnavailable
+from gistmill.queue import Bells
+from gistmill.settings import WorkerSettings
+from gistmill.specs import Precision
+from gistmill.sweep import Contact, Sweeper
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
+from tests.support.servers import wait_until
+from workers.engine.base import Engine
+from workers.engine.fake import FakeEngine
+from workers.handlers.summarize import SummarizeHandler
+from workers.heartbeat import EXIT_HUNG, Heartbeat, Watch
+from workers.residence import Residence
+from workers.runner import Runner
+
+TEXTS = [f"dialogue number {number}" for number in range(12)]
+FAST = WorkerSettings(
+    lease_s=2, renew_s=0.3, wish_s=0.1, sweep_s=0.2, margin_s=0.2, generate_stall_s=60, load_stall_s=60, retry_base_s=0.01
+)
+
+
+@dataclass
+class Bench:
+    """A worker without its process."""
+
+    database: Database
+    runner: Runner
+    heartbeat: Heartbeat
+    drain: threading.Event
+    loads: list[str] = field(default_factory=list)
+    engine: Callable[[], Engine] = FakeEngine
+    exits: list[int] = field(default_factory=list)
+
+
+@pytest.fixture
+def bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]:
+    drain = threading.Event()
+    bells = Bells(redis_url, "test:")
+    claimant = make_worker(database, "bench")
+    sweeper = Sweeper(database, bells, FAST)
+    heartbeat = Heartbeat(database, "bench", FAST, sweeper, drain)
+
+    def load(directory: Path, precision: Precision) -> Engine:
+        made.loads.append(precision)
+        return made.engine()
+
+    residence = Residence(lambda digest, ticker: tmp_path, load, limit_bytes=2**30, device_bytes=2**30, load_stall_s=60)
+    handler = SummarizeHandler(database, residence, FAST)
+    runner = Runner(database, claimant, {"summarize": handler}, heartbeat=heartbeat, bells=bells, settings=FAST, drain=drain)
+    made = Bench(database, runner, heartbeat, drain)
+    heartbeat.exit = made.exits.append
+    heartbeat.start()
+    yield made
+    heartbeat.stop()
+    bells.close()
+
+
+def errors_of(database: Database, job: int) -> set[str]:
+    with database.read() as connection:
+        query = select(results.c.error_code).where(results.c.job_key == job, results.c.error_code.is_not(None))
+        return set(connection.execute(query).scalars())
+
+
+def test_runner_works_until_nothing_fits(bench: Bench) -> None:
+    keys = [make_job(bench.database, TEXTS, per_chunk=5) for _ in range(2)]
+    bench.runner.work()
+    assert [job_row(bench.database, key)["state"] for key in keys] == ["completed", "completed"]
+    assert [job_row(bench.database, key)["generated"] for key in keys] == [12, 0]
+    assert len(bench.loads) == 1
+
+
+def test_items_too_long_fail_alone_or_are_cut_and_counted(bench: Bench) -> None:
+    texts = ["short one", "a dialogue of a good many more words than are allowed here " * 3]
+    failing = make_job(bench.database, texts, spec={"max_input_tokens": 20})
+    cutting = make_job(bench.database, texts, spec={"max_input_tokens": 20, "on_overflow": "truncate"})
+    bench.runner.work()
+    assert (job_row(bench.database, failing)["succeeded"], job_row(bench.database, failing)["failed"]) == (1, 1)
+    assert errors_of(bench.database, failing) == {"input_too_long"}
+    row = job_row(bench.database, cutting)
+    assert (row["succeeded"], row["truncated"], row["shared"]) == (2, 1, 1)
+
+
+def test_sampling_draws_anew_for_every_row_and_repeats_itself(bench: Bench) -> None:
+    spec = {"generation": {"do_sample": True, "temperature": 1.0, "seed": 3}}
+    job = make_job(bench.database, ["same text"] * 3, spec=spec)
+    again = make_job(bench.database, ["same text"] * 3, spec=spec)
+    bench.runner.work()
+    assert job_row(bench.database, job)["generated"] == 3
+    assert job_row(bench.database, again)["shared"] == 3
+
+
+def test_unreadable_model_fails_the_job_with_its_reason(bench: Bench) -> None:
+    def broken() -> Engine:
+        raise ModelUnreadable("its weights are cut short")
+
+    bench.engine = broken
+    job = make_job(bench.database, TEXTS, per_chunk=4)
+    bench.runner.work()
+    row = job_row(bench.database, job)
+    assert (row["state"], row["not_run"]) == ("failed", 12)
+    assert "cut short" in row["error"]["message"]
+
+
+def test_model_that_cannot_be_fetched_is_tried_again(bench: Bench) -> None:
+    answers = iter([ModelUnavailable("api away"), ModelUnavailable("api away")])
+
+    def late() -> Engine:
+        error = next(answers, None)
+        if error is not None:
+            raise error
+        return FakeEngine()
+
+    bench.engine = late
+    job = make_job(bench.database, TEXTS)
+
+    def is_done() -> bool:
+        bench.runner.work()
+        return bool(job_row(bench.database, job)["state"] == "completed")
+
+    wait_until(is_done, timeout_s=10)
+    assert chunk_rows_of(bench.database, job)[0]["failures"] == 2
+
+
+def test_unforeseen_error_costs_a_failure_and_at_last_the_items(bench: Bench) -> None:
+    def buggy() -> Engine:
+        raise KeyError("a bug")
+
+    bench.engine = buggy
+    job = make_job(bench.database, TEXTS)
+
+    def is_done() -> bool:
+        bench.runner.work()
+        return bool(job_row(bench.database, job)["state"] == "completed")
+
+    wait_until(is_done, timeout_s=10)
+    assert job_row(bench.database, job)["failed"] == 12
+    assert errors_of(bench.database, job) == {"chunk_failed"}
+
+
+def test_model_larger_than_the_device_waits_for_a_larger_one(bench: Bench) -> None:
+    def huge() -> Engine:
+        raise DeviceTooSmall(needed_bytes=10**13)
+
+    bench.engine = huge
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    row, chunk = job_row(bench.database, job), chunk_rows_of(bench.database, job)[0]
+    assert (row["min_device_bytes"], chunk["state"], chunk["failures"], chunk["crashes"]) == (10**13, "queued", 0, 0)
+
+
+def test_drain_records_what_is_done_and_gives_the_chunk_back(bench: Bench) -> None:
+    bench.engine = lambda: FakeEngine(seconds_per_row=0.1, max_rows=2)
+    job = make_job(bench.database, TEXTS)
+    worker = threading.Thread(target=bench.runner.work)
+    worker.start()
+    wait_until(lambda: job_row(bench.database, job)["succeeded"] >= 2)
+    bench.drain.set()
+    worker.join(5)
+    row, chunk = job_row(bench.database, job), chunk_rows_of(bench.database, job)[0]
+    assert 2 <= row["succeeded"] < 12
+    assert (chunk["state"], chunk["failures"], chunk["crashes"]) == ("queued", 0, 0)
+
+
+def test_pause_gives_the_chunk_back_and_cancel_closes_it(bench: Bench) -> None:
+    bench.engine = lambda: FakeEngine(seconds_per_row=0.1, max_rows=1)
+    job = make_job(bench.database, TEXTS)
+    worker = threading.Thread(target=bench.runner.work)
+    worker.start()
+    wait_until(lambda: job_row(bench.database, job)["succeeded"] >= 1)
+    bench.database.transact(lambda connection: connection.execute(update(jobs).values(paused=True)))
+    worker.join(5)
+    assert chunk_rows_of(bench.database, job)[0]["state"] == "queued"
+    assert job_row(bench.database, job)["state"] == "running"
+    bench.database.transact(lambda connection: connection.execute(update(jobs).values(paused=False)))
+    worker = threading.Thread(target=bench.runner.work)
+    worker.start()
+    wait_until(lambda: chunk_rows_of(bench.database, job)[0]["state"] == "running")
+    cancel(bench.database, first_tenant(bench.database), job_row(bench.database, job)["id"])
+    worker.join(5)
+    row = job_row(bench.database, job)
+    assert row["state"] == "cancelled"
+    assert row["succeeded"] + row["not_run"] == 12
+
+
+def test_lost_answer_to_a_claim_is_settled_before_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(bench.database, TEXTS)
+    take(bench.database, make_worker(bench.database, "other"))  # Another worker's chunk is left alone.
+    other = make_job(bench.database, TEXTS)
+    real = bench.database.transact
+    lost: list[bool] = []
+
+    def lossy(work: Callable[..., object]) -> object:
+        answer = real(work)
+        if isinstance(answer, Claim) and not lost:
+            lost.append(True)
+            raise StoreUnavailable("the answer to COMMIT was lost")
+        return answer
+
+    monkeypatch.setattr(bench.database, "transact", lossy)
+    bench.runner.work()
+    assert job_row(bench.database, other)["state"] == "completed"
+    assert chunk_rows_of(bench.database, other)[0]["epoch"] == 2
+    assert chunk_rows_of(bench.database, job)[0]["epoch"] == 1
+
+
+def test_lease_is_renewed_only_while_the_work_progresses(database: Database, bench: Bench) -> None:
+    make_job(database, TEXTS)
+    claim = take(database, bench.runner.claimant, lease_s=2)
+    assert claim is not None
+    watch = bench.heartbeat.watch(claim, requested_at=time.monotonic())
+    first_limit = watch.write_until
+    wait_until(lambda: watch.write_until > first_limit, what="a renewal")
+    watch.enter(0.2)
+    wait_until(lambda: watch.is_stalled and watch.stopped_at is not None, what="the stall being noticed")
+    limit = watch.write_until
+    wait_until(lambda: time.monotonic() > limit, timeout_s=5, what="the end of the lease")
+    assert watch.write_until == limit
+    bench.heartbeat.unwatch()
+
+
+def test_process_ends_when_the_handler_does_not_stop_after_losing_its_lease(
+    bench: Bench, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.heartbeat.STOP_LIMIT_S", 0.3)
+    make_job(database, TEXTS)
+    claim = take(database, bench.runner.claimant, lease_s=2)
+    assert claim is not None
+    expire_leases(database)
+    database.transact(lambda connection: connection.exec_driver_sql("UPDATE chunks SET epoch = epoch + 1"))
+    bench.heartbeat.watch(claim, requested_at=time.monotonic())
+    wait_until(lambda: EXIT_HUNG in bench.exits, timeout_s=5)
+    bench.heartbeat.unwatch()
+
+
+def test_worker_stops_writing_at_its_own_time_before_the_lease_ends(database: Database) -> None:
+    make_job(database, TEXTS)
+    claim = take(database, make_worker(database, "w"), lease_s=30)
+    assert claim is not None
+    watch = Watch(claim, write_until=time.monotonic() - 1, drain=threading.Event())
+    assert watch.should_stop()
+    with database.read() as connection:
+        assert read_wish(connection, claim).is_owned  # SQL would still have let it write.
+
+
+def test_nobody_is_called_dead_before_a_whole_lease_of_contact(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("gistmill.sweep.time.monotonic", lambda: now)
+    contact = Contact()
+    assert not contact.has_lasted(2)
+    contact.answered()
+    now = 101.9
+    assert not contact.has_lasted(2)
+    contact.broke()
+    contact.answered()
+    now = 103.0
+    assert not contact.has_lasted(2)
+    now = 104.0
+    assert contact.has_lasted(2)
