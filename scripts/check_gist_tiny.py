@@ -8,6 +8,7 @@ Usage: python scripts/check_gist_tiny.py [--count 500] [--model DIR]
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gistmill import prompts
 from models_store.builtin.dialogues import Example, generate
-from models_store.builtin.scenarios import SCENARIOS
+from models_store.builtin.scenarios import NAMES, PLACES, SCENARIOS, TIMES
 
 MODEL = Path(__file__).parent.parent / "models_store" / "builtin" / "gist-tiny"
 SEED = 2026
@@ -89,21 +90,23 @@ def measure(examples: Sequence[Example], summaries: Sequence[str]) -> Report:
 
 
 def has_names_and_thing(example: Example, summary: str) -> bool:
-    """True when the summary names exactly the people and the thing that the reference names, in the same places."""
-    facts = example.facts
-    wanted = [word for word in (facts.first, facts.second, facts.thing) if word in example.summary]
-    order = sorted(wanted, key=example.summary.index)
-    return all(word in summary for word in wanted) and order == sorted(wanted, key=summary.index)
+    """True when the summary names the people and the thing of the reference, in its order, and no others."""
+    return _named(example, summary) == _named(example, example.summary)
+
+
+def _named(example: Example, summary: str) -> list[str]:
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == example.facts.scenario)
+    return re.findall(rf"\b(?:{'|'.join((*NAMES, *scenario.things))})\b", summary)
 
 
 def has_outcome(example: Example, summary: str) -> bool:
-    """True when the summary says what the outcome's sentence says, leaving names, thing, time and place aside."""
-    facts = example.facts
-    for word in (facts.first, facts.second, facts.thing, facts.time, facts.place):
-        example_summary = example.summary.replace(word, "…")
-        summary = summary.replace(word, "…")
-        example = Example(example.dialogue, example_summary, facts)
-    return Counter(example.summary.replace("…", "").split()) == Counter(summary.replace("…", "").split())
+    """True when the summary has the sentence of the right outcome, whatever names, thing, time and place it puts in."""
+    return _sentence(summary) == _sentence(example.summary)
+
+
+def _sentence(summary: str) -> str:
+    things = [thing for scenario in SCENARIOS for thing in scenario.things]
+    return re.sub(rf"\b(?:{'|'.join((*NAMES, *TIMES, *PLACES, *things))})\b", "…", summary)
 
 
 def best_template(examples: Sequence[Example]) -> tuple[str, float]:
@@ -121,7 +124,7 @@ def best_template(examples: Sequence[Example]) -> tuple[str, float]:
 
     def rouge1(template: str) -> float:
         filled = ((e.summary, template.format(first=e.facts.first, second=e.facts.second)) for e in examples)
-        return sum(scorer.score(summary, guess)["rouge1"].fmeasure for summary, guess in filled) / len(examples)
+        return sum(float(scorer.score(summary, guess)["rouge1"].fmeasure) for summary, guess in filled) / len(examples)
 
     scores = {template: rouge1(template) for template in sentences}
     best = max(scores, key=scores.__getitem__)

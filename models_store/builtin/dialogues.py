@@ -88,9 +88,7 @@ def _write(source: random.Random, scenario: Scenario, outcome: Outcome, facts: F
     lines: list[tuple[int, str]] = [
         (
             0,
-            source.choice(
-                ("Hi {second}!", "Hello {second}.", "Hey {second}, got a minute?", "Good morning, {second}.")
-            ),
+            source.choice(("Hi {second}!", "Hello {second}.", "Hey {second}, got a minute?", "Good morning, {second}.")),
         ),
         (1, source.choice(("Hi {first}, what's up?", "Hello {first}.", "Hey {first}! Sure.", "Yes, {first}?"))),
     ]
@@ -99,9 +97,7 @@ def _write(source: random.Random, scenario: Scenario, outcome: Outcome, facts: F
     lines += [line for pair in talk[1:2] for line in ((1, pair[0]), (0, pair[1]))]
     lines += [(1, source.choice(scenario.questions)), (0, source.choice(scenario.answers))]
     lines.append((1, source.choice(outcome.lines)))
-    lines.append(
-        (0, source.choice(("Great, thank you!", "Thanks a lot.", "All right, thanks.", "Okay. Thanks!")))
-    )
+    lines.append((0, source.choice(("Great, thank you!", "Thanks a lot.", "All right, thanks.", "Okay. Thanks!"))))
     speakers = (facts.first, facts.second)
     dialogue = "\n".join(f"{speakers[who]}: {text.format(**fields)}" for who, text in lines)
     return Example(dialogue, outcome.summary.format(**fields), facts)

@@ -73,7 +73,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "We need to talk about the {thing}.",
         ),
         ("When would suit you better?", "What do you suggest?"),
-        ("How about {time}?", "Would {time} work for you?"),
+        ("Could we do it {time} instead?", "It would suit me {time}."),
         (
             Outcome(
                 "moved",
@@ -89,7 +89,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "order",
-        ("printer", "desk lamp", "office chair", "keyboard", "bookshelf", "camera", "backpack", "tent", "bicycle"),
+        ("printer", "desk lamp", "garden chair", "keyboard", "bookshelf", "camera", "backpack", "tent", "bicycle"),
         (
             "I would like to order a {thing} from your shop.",
             "I saw a {thing} in your catalogue and I want to buy it.",
@@ -112,7 +112,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "lost",
-        ("wallet", "umbrella", "phone", "passport", "scarf", "ring", "laptop", "suitcase", "notebook"),
+        ("wallet", "handbag", "phone", "passport", "scarf", "ring", "laptop", "suitcase", "notebook"),
         (
             "I cannot find my {thing} anywhere.",
             "I think I have lost my {thing}.",
@@ -165,10 +165,10 @@ SCENARIOS: tuple[Scenario, ...] = (
         (
             "Shall we try the {thing} restaurant near {place}?",
             "I would love to eat at the {thing} restaurant next to {place}.",
-            "They opened a {thing} restaurant close to {place}.",
+            "The new {thing} restaurant close to {place} is open at last.",
         ),
         ("Good idea. When?", "Why not, but when?"),
-        ("I thought of {time}.", "Let us go {time}."),
+        ("I could go {time}.", "Let us go {time}."),
         (
             Outcome(
                 "booked",
@@ -207,7 +207,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "doctor",
-        ("headache", "cough", "fever", "toothache", "back pain", "sore throat", "rash"),
+        ("headache", "cough", "fever", "toothache", "stomach ache", "sore throat", "rash"),
         (
             "I have had a {thing} for days.",
             "This {thing} does not go away.",
@@ -322,7 +322,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "parcel",
-        ("letter", "parcel", "contract", "key", "invoice", "document", "photo album"),
+        ("letter", "parcel", "contract", "key", "diploma", "document", "photo album"),
         (
             "I have to send a {thing} to my aunt.",
             "This {thing} must get to my aunt quickly.",
