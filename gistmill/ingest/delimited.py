@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from gistmill.errors import Detail, InvalidDataset
@@ -14,20 +16,24 @@ DELIMITERS = (",", ";", "\t")
 
 
 class _Lines:
-    """The decoded lines of a file for the csv module, with the number of the line read last."""
+    """The decoded lines of a file for the csv module. `line` was read last; the row at hand begins at `begins_at`."""
 
-    def __init__(self, path: Path, max_line_bytes: int) -> None:
+    def __init__(self, path: Path, max_row_bytes: int) -> None:
         self._file = path.open("rb")
-        self._max_bytes = max_line_bytes
+        self._max_bytes = max_row_bytes
+        self._row_bytes = 0
         self.line = 0
+        self.begins_at = 1
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         raw, is_long = read_line(self._file, self._max_bytes)
-        if is_long:
-            raise _Broken(Detail("line_too_long", f"longer than {self._max_bytes} bytes", line=self.line + 1))
+        # A row may span lines, and a quote that is never closed spans all that follow: their sum is bounded too.
+        self._row_bytes += len(raw)
+        if is_long or self._row_bytes > self._max_bytes:
+            raise _Broken(Detail("line_too_long", f"longer than {self._max_bytes} bytes", line=self.begins_at))
         if not raw:
             raise StopIteration
         self.line += 1
@@ -36,10 +42,15 @@ class _Lines:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            where = f"not UTF-8 at byte {error.start + 1}; save the file as UTF-8"
+            where = f"not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8"
             raise _Broken(Detail("not_utf8", where, line=self.line)) from error
 
+    def begin_row(self) -> None:
+        """The next line begins a row."""
+        self.begins_at, self._row_bytes = self.line + 1, 0
+
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -52,7 +63,11 @@ class _Broken(Exception):
 
 
 def read(path: Path, *, max_line_bytes: int) -> Iterator[Record | Detail]:
-    """Yield a record for each row, or what is wrong with it."""
+    """Yield a record for each row, or what is wrong with it; a row may be as long as a line may. Memory is bounded.
+
+    Raises:
+        InvalidDataset: the header names two columns alike.
+    """
     csv.field_size_limit(max_line_bytes)
     lines = _Lines(path, max_line_bytes)
     try:
@@ -60,31 +75,30 @@ def read(path: Path, *, max_line_bytes: int) -> Iterator[Record | Detail]:
     except _Broken as error:
         yield error.detail
     except csv.Error as error:
-        yield Detail("not_csv", f"not valid CSV: {error}", line=max(1, lines.line))
+        yield Detail("not_csv", f"not valid CSV: {error}", line=lines.begins_at)
     finally:
         lines.close()
 
 
 def _read(lines: _Lines) -> Iterator[Record | Detail]:
-    first = next(iter(lines), "")
-    header = next(csv.reader([first], delimiter=_delimiter(first)), [])
-    names = [name.strip() for name in header]
-    if not any(names):
-        return
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidDataset(f"The header names the column '{twice}' twice.")
-    reader = csv.reader(lines, delimiter=_delimiter(first), strict=True)
-    begins_at = lines.line + 1
+    first = next((line for line in lines if line.strip()), "")
+    reader = csv.reader(chain([first], lines), delimiter=_delimiter(first), strict=True)
+    names = [name.strip() for name in next(reader)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        what = f"names the column '{twice}' twice" if twice else "leaves two columns without a name"
+        raise InvalidDataset(f"Line {lines.line}: the header {what}. Give each column its own name.")
+    lines.begin_row()
     for values in reader:
         if any(value.strip() for value in values):
-            if len(values) != len(names):
-                wrong = f"{len(values)} fields, but the header has {len(names)}"
-                yield Detail("wrong_field_count", wrong, line=begins_at)
+            if len(values) == len(names):
+                yield Record(lines.begins_at, dict(zip(names, values, strict=True)))
             else:
-                yield Record(begins_at, dict(zip(names, values, strict=True)))
-        begins_at = lines.line + 1
+                wrong = f"{len(values)} fields, but the header has {len(names)}"
+                yield Detail("wrong_field_count", wrong, line=lines.begins_at)
+        lines.begin_row()
 
 
 def _delimiter(header: str) -> str:
-    return max(DELIMITERS, key=header.count)
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    return max(DELIMITERS, key=unquoted.count)

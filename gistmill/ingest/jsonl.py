@@ -43,11 +43,14 @@ def read_line(file: BinaryIO, max_bytes: int) -> tuple[bytes, bool]:
 
 def _parse(raw: bytes, line: int) -> Record | Detail:
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Detail("not_utf8", f"not UTF-8 at byte {error.start + 1}; save the file as UTF-8", line=line)
+        return Detail("not_utf8", f"not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8", line=line)
     except json.JSONDecodeError as error:
-        return Detail("not_json", f"not valid JSON at column {error.colno}: {error.msg}", line=line)
+        hint = "; write each object on one line" if raw.strip() == b"{" else ""
+        return Detail("not_json", f"not valid JSON at column {error.colno}: {error.msg}{hint}", line=line)
+    except ValueError:
+        return Detail("not_json", "a number has thousands of digits", line=line)
     except RecursionError:
         return Detail("not_json", "nested too deeply", line=line)
     if not isinstance(value, dict):

@@ -1,96 +1,44 @@
-"""A file becomes checked rows: its format is found, its columns are understood, and everything wrong is named by its line."""
+"""A file becomes checked rows: its columns are understood, and everything wrong is named by its line."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from gistmill.errors import Detail, InvalidDataset
 from gistmill.ingest import delimited, jsonl, parquet
-from gistmill.ingest.mapping import Columns, Mapping, resolve
+from gistmill.ingest.checking import check
+from gistmill.ingest.duplicates import SeenIds
+from gistmill.ingest.formats import Format, detect_format, misnamed, refuse_foreign
+from gistmill.ingest.mapping import Columns, Mapping, describe, find_convention, require_chosen, resolve
 from gistmill.ingest.rows import Record, Row
 
+__all__ = ["MAX_LINE_BYTES", "Format", "Scan", "detect_format", "read_rows", "scan"]
+
 MAX_LINE_BYTES = 8 * 1024**2
-LONGEST_ID = 500
-LARGEST_METADATA_BYTES = 64 * 1024
 SHOWN_ERRORS = 20
-HEAD_BYTES = 4096
-
-
-class Format(StrEnum):
-    """The formats of dataset files."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-    PARQUET = "parquet"
-
+SHOWN_ID = 80
+KEPT_LAYOUTS = 1000
 
 READERS: dict[Format, Callable[..., Iterator[Record | Detail]]] = {
     Format.JSONL: jsonl.read,
     Format.CSV: delimited.read,
     Format.PARQUET: parquet.read,
 }
-SUFFIXES = {
-    ".jsonl": Format.JSONL,
-    ".ndjson": Format.JSONL,
-    ".json": Format.JSONL,
-    ".csv": Format.CSV,
-    ".tsv": Format.CSV,
-    ".parquet": Format.PARQUET,
-}
-FOREIGN = {
-    b"\x1f\x8b": "a gzip file; unpack it first",
-    b"PK\x03\x04": "a zip or Excel file; save the sheet as CSV, or unpack it first",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"%PDF": "a PDF document",
-    b"BZh": "a bzip2 file; unpack it first",
-    b"\x28\xb5\x2f\xfd": "a Zstandard file; unpack it first",
-    b"SQLite format 3": "a SQLite database",
-    b"\xff\xfe": "text in UTF-16; save it as UTF-8",
-    b"\xfe\xff": "text in UTF-16; save it as UTF-8",
-}
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a full pass over a file found. `digest` stands for the parsed rows: equal rows have equal digests."""
+    """What a full pass over a file found. `digest` stands for the parsed rows and the mapping, not for the bytes."""
 
     rows: int
     digest: str
     format: Format
     warnings: tuple[str, ...] = ()
-
-
-def detect_format(path: Path, filename: str = "") -> Format:
-    """Return the format, by what the file holds first and its name second.
-
-    Raises:
-        InvalidDataset: the file is empty or of another kind; the message says which.
-    """
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES).removeprefix(jsonl.BYTE_ORDER_MARK)
-    if not head.strip():
-        raise InvalidDataset("The file is empty.")
-    if head.startswith(b"PAR1"):
-        return Format.PARQUET
-    for magic, kind in FOREIGN.items():
-        if head.startswith(magic):
-            raise InvalidDataset(f"The file is {kind}. Gistmill reads JSON Lines, CSV and Parquet.")
-    if head.lstrip().startswith(b"{"):
-        return Format.JSONL
-    if head.lstrip().startswith(b"["):
-        raise InvalidDataset("The file is one JSON array. Write one JSON object per line instead (JSON Lines).")
-    named = SUFFIXES.get(Path(filename or path.name).suffix.lower())
-    if named == Format.PARQUET:
-        raise InvalidDataset("The file is named .parquet but does not begin as Parquet files do.")
-    return named or Format.CSV
 
 
 def scan(
@@ -101,31 +49,35 @@ def scan(
     mapping: Mapping | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Scan:
-    """Check every row of a file and return what it holds.
+    """Check every row of a file and return what it holds. `filename` is what its owner calls it.
 
     Raises:
         InvalidDataset: something is wrong; `details` name the first lines and the message how many there are.
     """
+    if format is not None:
+        refuse_foreign(path)
     form = format or detect_format(path, filename)
-    errors = _Errors()
-    digest = hashlib.sha256()
-    count = 0
-    # A 64-bit hash of each id and the line of its first use: a set of a million texts would take three times the memory.
-    lines_of_ids: dict[int, int] = {}
-    for item in _rows(path, form, mapping or Mapping(), max_line_bytes):
+    pass_over = _Pass(path, form, mapping or Mapping(), max_line_bytes)
+    digest = hashlib.sha256(_canonical_mapping(pass_over.mapping))
+    first_errors: list[Detail] = []
+    wrong = count = 0
+    ids = SeenIds()
+    for item in pass_over:
         if isinstance(item, Detail):
-            errors.add(item)
+            wrong += 1
+            if len(first_errors) < SHOWN_ERRORS:
+                first_errors.append(item)
             continue
-        first = lines_of_ids.setdefault(_short_hash(item.id), item.line)
-        if first != item.line:
-            shown = item.id if len(item.id) <= 80 else item.id[:80] + "…"
-            errors.add(Detail("duplicate_id", f"the id '{shown}' was used before, in line {first}", line=item.line))
         count += 1
+        ids.add(item.id, item.line)
         digest.update(_canonical(item))
-    errors.raise_if_any()
+    repeats = ids.find_repeats()
+    if wrong or repeats:
+        raise _as_error([*first_errors, *_name_repeats(pass_over, repeats[:SHOWN_ERRORS])], wrong + len(repeats))
     if count == 0:
         raise InvalidDataset("The file holds no rows.")
-    return Scan(count, digest.hexdigest(), form)
+    warning = None if format else misnamed(filename or path.name, form)
+    return Scan(count, digest.hexdigest(), form, (warning,) if warning else ())
 
 
 def read_rows(
@@ -136,124 +88,93 @@ def read_rows(
     Raises:
         InvalidDataset: the file has changed since.
     """
-    for item in _rows(path, format, mapping or Mapping(), max_line_bytes):
+    for item in _Pass(path, format, mapping or Mapping(), max_line_bytes):
         if isinstance(item, Detail):
-            raise InvalidDataset(f"Line {item.line}: {item.message}.", details=[item])
+            raise _as_error([item], 1)
         yield item
 
 
-def _rows(path: Path, form: Format, mapping: Mapping, max_line_bytes: int) -> Iterator[Row | Detail]:
-    columns: Columns | None = None
-    number = 0
-    try:
-        for record in READERS[form](path, max_line_bytes=max_line_bytes):
+@dataclass(frozen=True)
+class _Pass:
+    """Each iteration is a pass over the file that yields rows, and what is wrong with those that cannot be rows."""
+
+    path: Path
+    format: Format
+    mapping: Mapping
+    max_line_bytes: int
+
+    def __iter__(self) -> Iterator[Row | Detail]:
+        layouts = _Layouts(self.mapping)
+        number = 0
+        for record in READERS[self.format](self.path, max_line_bytes=self.max_line_bytes):
             if isinstance(record, Detail):
                 yield record
                 continue
-            columns = columns or resolve(mapping, list(record.values))
-            row = _row(record, columns, number)
+            # Only the lines of JSON Lines differ in what they name; of the others one row tells all.
+            if not layouts.first and self.format != Format.JSONL:
+                require_chosen(self.mapping, list(record.values))
+            columns = layouts.find(record)
+            if columns is None:
+                wanted = self.mapping.dialogue or "dialogue"
+                hint = describe(wanted, list(record.values)).rstrip(".")
+                yield Detail("missing_column", f"there is no '{wanted}'. {hint}", line=record.line)
+                continue
+            row = check(record, columns, number=number, max_text_bytes=self.max_line_bytes)
             number += isinstance(row, Row)
             yield row
-    except csv.Error as error:
-        raise InvalidDataset(f"The file is not valid CSV: {error}") from error
+        if layouts.first:
+            require_chosen(self.mapping, [*layouts.first, *layouts.chosen])
 
 
-def _row(record: Record, columns: Columns, number: int) -> Row | Detail:
-    values = record.values
-    try:
-        return Row(
-            number,
-            record.line,
-            _id(values, columns.id, record.line),
-            _dialogue(values, columns.dialogue),
-            _references(values, columns.references),
-            _metadata(values, columns),
-        )
-    except _Wrong as error:
-        return Detail(error.code, error.message, line=record.line)
+class _Layouts:
+    """Which columns mean what in rows that need not name the same ones: an item may leave out its references.
+
+    A file has one convention for references, that of the first row with any; columns of another one are metadata.
+    """
+
+    def __init__(self, mapping: Mapping) -> None:
+        self._mapping = mapping
+        self._known: dict[tuple[str, ...], Columns] = {}
+        self._convention: str | None = None
+        self.first: tuple[str, ...] = ()
+        self.chosen: set[str] = set()
+
+    def find(self, record: Record) -> Columns | None:
+        """Return the columns of a record, or None when it has no dialogue; a first record without one is an error."""
+        names = tuple(record.values)
+        if names in self._known:
+            return self._known[names]
+        try:
+            self._convention = self._convention or find_convention(names)
+            columns = resolve(self._mapping, names, convention=self._convention)
+        except InvalidDataset as error:
+            if self.first:
+                return None
+            raise InvalidDataset(error.message, details=[Detail("missing_column", error.message, line=record.line)]) from error
+        self.first = self.first or names
+        self.chosen.update(set(names).intersection(self._mapping.chosen))
+        if len(self._known) < KEPT_LAYOUTS:
+            self._known[names] = columns
+        return columns
 
 
-class _Wrong(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code, self.message = code, message
+def _name_repeats(pass_over: _Pass, repeats: list[tuple[int, int]]) -> Iterator[Detail]:
+    """Yield what is wrong with these lines; their ids were not kept, so the file is read again up to the last of them."""
+    firsts = dict(repeats)
+    rows = (row for row in pass_over if isinstance(row, Row) and row.line in firsts)
+    for row in islice(rows, len(firsts)):
+        shown = row.id if len(row.id) <= SHOWN_ID else row.id[:SHOWN_ID] + "…"
+        message = f"the id '{shown}' was used before, in line {firsts[row.line]}"
+        yield Detail("duplicate_id", message, line=row.line)
 
 
-def _dialogue(values: dict[str, Any], column: str) -> str:
-    if column not in values:
-        raise _Wrong("missing_column", f"there is no '{column}' in this row")
-    text = values[column]
-    if not isinstance(text, str):
-        raise _Wrong("wrong_type", f"'{column}' must be text, not {_kind(text)}")
-    if not text.strip():
-        raise _Wrong("empty_dialogue", f"'{column}' is empty")
-    return _text(text, column)
-
-
-def _id(values: dict[str, Any], column: str | None, line: int) -> str:
-    value = values.get(column) if column is not None else None
-    if value is None:
-        return str(line)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Wrong("wrong_type", f"'{column}' must be text or a whole number, not {_kind(value)}")
-    text = str(value).strip()
-    if not text:
-        return str(line)
-    if len(text) > LONGEST_ID:
-        raise _Wrong("id_too_long", f"'{column}' has {len(text)} characters; an id may have {LONGEST_ID}")
-    return _text(text, str(column))
-
-
-def _references(values: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
-    found: list[str] = []
-    for column in columns:
-        value = values.get(column)
-        for text in value if isinstance(value, list) else [value]:
-            if text is None or text == "":
-                continue
-            if not isinstance(text, str):
-                raise _Wrong("wrong_type", f"'{column}' must be text or a list of texts, not {_kind(text)}")
-            found.append(_text(text, column))
-    return tuple(found)
-
-
-def _metadata(values: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    used = {columns.id, columns.dialogue, *columns.references}
-    rest = {name: value for name, value in values.items() if name not in used and value is not None}
-    nested = rest.pop("metadata", None)
-    merged = rest | nested if isinstance(nested, dict) else rest | ({"metadata": nested} if nested is not None else {})
-    try:
-        encoded = json.dumps(merged, ensure_ascii=False, allow_nan=False, default=str)
-    except ValueError as error:
-        raise _Wrong("wrong_metadata", f"the other columns cannot be kept as JSON: {error}") from error
-    if len(encoded) > LARGEST_METADATA_BYTES:
-        raise _Wrong("metadata_too_large", f"the other columns hold {len(encoded)} bytes; {LARGEST_METADATA_BYTES} are allowed")
-    _text(encoded, "metadata")
-    if "\\u0000" in encoded:
-        raise _Wrong("nul_character", "the other columns hold a NUL character, which databases cannot store")
-    return dict(json.loads(encoded))
-
-
-def _text(text: str, column: str) -> str:
-    if "\x00" in text:
-        raise _Wrong("nul_character", f"'{column}' holds a NUL character, which databases cannot store")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _Wrong("broken_unicode", f"'{column}' holds half of a surrogate pair at character {error.start + 1}") from error
-    return text
-
-
-def _kind(value: Any) -> str:
-    names = {
-        type(None): "nothing",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)
+def _as_error(details: list[Detail], count: int) -> InvalidDataset:
+    shown = sorted(details, key=lambda detail: detail.line or 0)[:SHOWN_ERRORS]
+    what = f"Line {shown[0].line}: {shown[0].message}."
+    if count > 1:
+        listed = f"; the first {len(shown)} are listed" if count > len(shown) else ""
+        what = f"{count} lines are wrong{listed}. {what}"
+    return InvalidDataset(what, details=shown)
 
 
 def _canonical(row: Row) -> bytes:
@@ -261,27 +182,5 @@ def _canonical(row: Row) -> bytes:
     return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _short_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-class _Errors:
-    """Keeps the first errors and counts the rest."""
-
-    def __init__(self) -> None:
-        self.first: list[Detail] = []
-        self.count = 0
-
-    def add(self, detail: Detail) -> None:
-        self.count += 1
-        if len(self.first) < SHOWN_ERRORS:
-            self.first.append(detail)
-
-    def raise_if_any(self) -> None:
-        if not self.count:
-            return
-        first = self.first[0]
-        if self.count == 1:
-            raise InvalidDataset(f"Line {first.line}: {first.message}.", details=self.first)
-        shown = f"; the first {SHOWN_ERRORS}" if self.count > SHOWN_ERRORS else ""
-        raise InvalidDataset(f"{self.count} lines are wrong{shown}. Line {first.line}: {first.message}.", details=self.first)
+def _canonical_mapping(mapping: Mapping) -> bytes:
+    return mapping.model_dump_json(exclude_none=True).encode() + b"\n"

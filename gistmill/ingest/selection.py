@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gistmill.errors import InvalidSelection
 
-SLICE = re.compile(r"\[(?P<start>\d*):(?P<stop>\d*)(:(?P<step>\d*))?\]")
-LISTED = re.compile(r"\[\d+(,\d+)*\]")
-REFERENCE = re.compile(r"(?P<name>[^:\[\]]+)(:(?P<split>[^:\[\]]+))?(?P<select>\[.*\])?")
+REFERENCE = re.compile(r"(?P<name>[^:\[\]]+)(:(?P<split>[^:\[\]]+))?(?P<select>\[.*\])?", re.DOTALL)
 HELP = "Write [0:10], [5:], [::100] or [10,20,30]; rows are counted from 0."
 MOST_LISTED = 100_000
+# More digits than any row number has; Python refuses to read numbers of thousands.
+MOST_DIGITS = 18
+SHOWN = 80
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows start to stop (outside) by step; or the listed `rows`, and then step is 0."""
+    """Rows start to stop (outside) by step; or the listed `rows`, in rising order, and then step is 0."""
 
     start: int
     stop: int
@@ -30,7 +33,10 @@ class Selection:
 
     def __contains__(self, row: int) -> bool:
         """True when the row is chosen."""
-        return row in (range(self.start, self.stop, self.step) if self.rows is None else self.rows)
+        if self.rows is None:
+            return row in range(self.start, self.stop, self.step)
+        place = bisect_left(self.rows, row)
+        return place < len(self.rows) and self.rows[place] == row
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,22 @@ def parse_selection(text: str, total: int) -> Selection:
     Raises:
         InvalidSelection: it does not parse (the message says where), chooses nothing, or names a row that is not there.
     """
-    compact = re.sub(r"\s+", "", text)
-    if match := SLICE.fullmatch(compact):
-        return _slice(text, match, total)
-    if LISTED.fullmatch(compact):
-        return _listed(text, [int(number) for number in compact[1:-1].split(",")], total)
-    raise InvalidSelection(f"The selection '{text[:80]}' does not parse at {_place(compact)}. {HELP}")
+    begin = len(text) - len(text.lstrip())
+    end = len(text.rstrip()) - 1
+    if begin > end or text[begin] != "[":
+        raise _unparsable(text, begin, "it must begin with '['")
+    if end == begin or text[end] != "]":
+        raise _unparsable(text, end + 1, "']' is missing")
+    inner = text[begin + 1 : end]
+    if ":" in inner:
+        parts = _numbers(text, inner.split(":"), begin + 1)
+        if len(parts) > 3:
+            raise _unparsable(text, end, "a slice has at most start, stop and step")
+        return _slice(text, parts, total)
+    rows = [number for number in _numbers(text, inner.split(","), begin + 1) if number is not None]
+    if len(rows) < inner.count(",") + 1:
+        raise _unparsable(text, end, "a row number is missing")
+    return _listed(text, sorted(rows), total)
 
 
 def parse_dataset_reference(text: str) -> DatasetReference:
@@ -64,39 +80,51 @@ def parse_dataset_reference(text: str) -> DatasetReference:
     """
     match = REFERENCE.fullmatch(text.strip())
     if match is None:
-        raise InvalidSelection(f"'{text[:80]}' is not a dataset reference: write name, name:split or name:split[0:10].")
+        raise InvalidSelection(f"'{text[:SHOWN]}' is not a dataset reference: write name, name:split or name:split[0:10].")
     return DatasetReference(match["name"], match["split"], match["select"])
 
 
-def _slice(text: str, match: re.Match[str], total: int) -> Selection:
-    start = int(match["start"] or 0)
-    stop = min(int(match["stop"]) if match["stop"] else total, total)
-    step = int(match["step"] or 1)
+def _numbers(text: str, parts: list[str], begins_at: int) -> list[int | None]:
+    """Return the number of each part, or None where it is blank. `begins_at` is the place of the first part in the text."""
+    numbers: list[int | None] = []
+    place = begins_at
+    for part in parts:
+        digits = part.strip()
+        if digits and not (digits.isascii() and digits.isdigit()):
+            wrong = re.search(r"[^0-9]", digits)
+            offset = len(part) - len(part.lstrip()) + (wrong.start() if wrong else 0)
+            why = "negative numbers are not taken" if text[place + offset] == "-" else "a whole number is expected"
+            raise _unparsable(text, place + offset, why)
+        if len(digits) > MOST_DIGITS:
+            raise _unparsable(text, place, "the number is too large")
+        numbers.append(int(digits) if digits else None)
+        place += len(part) + 1
+    return numbers
+
+
+def _slice(text: str, parts: list[int | None], total: int) -> Selection:
+    start, stop, step = (*parts, None)[:3]
     if step == 0:
-        raise InvalidSelection(f"The selection '{text[:80]}' has a step of 0. {HELP}")
-    selection = Selection(start, stop, step)
-    if selection.count == 0:
-        raise InvalidSelection(f"The selection '{text[:80]}' chooses none of the {total} rows.")
-    return selection
+        raise InvalidSelection(f"The selection '{text[:SHOWN]}' has a step of 0. {HELP}")
+    # A step beyond the last row chooses the first row only, whatever its size.
+    chosen = Selection(start or 0, total if stop is None else min(stop, total), min(step or 1, max(total, 1)))
+    if chosen.count == 0:
+        raise InvalidSelection(f"The selection '{text[:SHOWN]}' chooses none of the {total} rows.")
+    return chosen
 
 
 def _listed(text: str, rows: list[int], total: int) -> Selection:
     if len(rows) > MOST_LISTED:
         raise InvalidSelection(f"The selection lists {len(rows)} rows; at most {MOST_LISTED} can be listed. {HELP}")
-    missing = next((row for row in rows if row >= total), None)
-    if missing is not None:
-        raise InvalidSelection(f"The selection names row {missing}, but the dataset has rows 0 to {total - 1}.")
-    if len(set(rows)) != len(rows):
-        twice = next(row for position, row in enumerate(rows) if row in rows[:position])
-        raise InvalidSelection(f"The selection '{text[:80]}' names row {twice} twice.")
-    return Selection(0, total, 0, tuple(sorted(rows)))
+    if rows[-1] >= total:
+        held = f"has rows 0 to {total - 1}" if total else "is empty"
+        raise InvalidSelection(f"The selection names row {rows[-1]}, but the dataset {held}.")
+    twice = next((row for row, following in pairwise(rows) if row == following), None)
+    if twice is not None:
+        raise InvalidSelection(f"The selection '{text[:SHOWN]}' names row {twice} twice.")
+    return Selection(0, total, 0, tuple(rows))
 
 
-def _place(text: str) -> str:
-    """Return where the text stops being a selection, for people."""
-    if not text.startswith("["):
-        return "its beginning: it must begin with '['"
-    if not text.endswith("]"):
-        return "its end: ']' is missing"
-    wrong = re.search(r"[^\d:,]", text[1:-1])
-    return f"character {wrong.start() + 2} ('{wrong.group()}')" if wrong else "its numbers"
+def _unparsable(text: str, place: int, why: str) -> InvalidSelection:
+    shown = f" ('{text[place]}')" if place < len(text) else ""
+    return InvalidSelection(f"The selection '{text[:SHOWN]}' does not parse at character {place + 1}{shown}: {why}. {HELP}")

@@ -1,0 +1,144 @@
+"""A record becomes a row, or the first thing that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from gistmill.errors import Detail
+from gistmill.ingest.mapping import Columns
+from gistmill.ingest.rows import Record, Row
+
+LONGEST_ID = 500
+LARGEST_METADATA_BYTES = 64 * 1024
+# Whoever reads metadata back parses it deeper in its own stack, and PostgreSQL's parser has a limit too.
+DEEPEST_METADATA = 100
+# JSON writes NUL as \u0000; an even number of backslashes before it is text that only looks like it.
+ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+KINDS = {
+    type(None): "nothing",
+    bool: "true or false",
+    int: "a number",
+    float: "a number with a point",
+    list: "a list",
+    dict: "an object",
+    bytes: "bytes",
+}
+
+
+class _Wrong(Exception):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+def check(record: Record, columns: Columns, *, number: int, max_text_bytes: int) -> Row | Detail:
+    """Return the row of a record, or why it cannot be one. Whatever comes back as a row can be stored in any database."""
+    values = record.values
+    try:
+        return Row(
+            number,
+            record.line,
+            _id(values, columns.id, record.line),
+            _dialogue(values, columns.dialogue, max_text_bytes),
+            _references(values, columns.references),
+            _metadata(values, columns),
+        )
+    except _Wrong as error:
+        return Detail(error.code, error.message, line=record.line)
+
+
+def _dialogue(values: dict[str, Any], column: str, max_bytes: int) -> str:
+    text = values[column]
+    if not isinstance(text, str):
+        raise _Wrong("wrong_type", f"'{column}' must be text, not {_kind(text)}")
+    if not text.strip():
+        raise _Wrong("empty_dialogue", f"'{column}' is empty")
+    if len(_text(text, column).encode()) > max_bytes:
+        raise _Wrong("dialogue_too_long", f"'{column}' is longer than {max_bytes} bytes")
+    return text
+
+
+def _id(values: dict[str, Any], column: str | None, line: int) -> str:
+    if column is None:
+        return str(line)
+    if column not in values:
+        raise _Wrong("missing_column", f"there is no '{column}', the column chosen for the id")
+    value = values[column]
+    if value is None:
+        return str(line)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _Wrong("wrong_type", f"'{column}' must be text or a whole number, not {_kind(value)}")
+    text = str(value).strip()
+    if not text:
+        return str(line)
+    if len(text) > LONGEST_ID:
+        raise _Wrong("id_too_long", f"'{column}' has {len(text)} characters; an id may have {LONGEST_ID}")
+    return _text(text, column)
+
+
+def _references(values: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
+    found: list[str] = []
+    for column in columns:
+        value = values.get(column)
+        for text in value if isinstance(value, list) else [value]:
+            if text is None or text == "":
+                continue
+            if not isinstance(text, str):
+                raise _Wrong("wrong_type", f"'{column}' must be text or a list of texts, not {_kind(text)}")
+            found.append(_text(text, column))
+    return tuple(found)
+
+
+def _metadata(values: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    used = {columns.id, columns.dialogue, *columns.references}
+    merged = {name: value for name, value in values.items() if name not in used and value is not None}
+    if isinstance(nested := merged.get("metadata"), dict):
+        del merged["metadata"]
+        merged |= nested
+    if not merged:
+        return {}
+    encoded = _as_json(merged)
+    size = len(_text(encoded, "metadata").encode())
+    if size > LARGEST_METADATA_BYTES:
+        raise _Wrong("metadata_too_large", f"the other columns hold {size} bytes; {LARGEST_METADATA_BYTES} are allowed")
+    if ESCAPED_NUL.search(encoded):
+        raise _Wrong("nul_character", "the other columns hold a NUL character, which databases cannot store")
+    return dict(json.loads(encoded))
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    if _is_deeper(values, DEEPEST_METADATA):
+        raise _Wrong("wrong_metadata", f"the other columns are nested more than {DEEPEST_METADATA} deep")
+    try:
+        # Dates and decimals of Parquet files become text.
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError as error:
+        raise _Wrong(
+            "wrong_metadata", "the other columns cannot be kept as JSON: they hold NaN or an infinite number"
+        ) from error
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        boxes = (box.values() if isinstance(box, dict) else box for box in level if isinstance(box, dict | list))
+        level = [child for box in boxes for child in box]
+        if not level:
+            return False
+    return True
+
+
+def _text(text: str, column: str) -> str:
+    if "\x00" in text:
+        raise _Wrong("nul_character", f"'{column}' holds a NUL character, which databases cannot store")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _Wrong("broken_unicode", f"'{column}' holds half of a surrogate pair at character {error.start + 1}") from error
+    return text
+
+
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), f"a {type(value).__name__}")
