@@ -7,7 +7,9 @@ from array import array
 
 
 class SeenIds:
-    """The ids of a file at 24 bytes each: a dict of five million took over half a gigabyte.
+    """The ids of a file at 24 bytes each, and 68 while they are searched.
+
+    Of five million that was 115 and 325 MiB; a dict of 64-bit hashes to lines took 543.
 
     128 bits of hash stand for an id, so two different ids are never taken for one.
     """

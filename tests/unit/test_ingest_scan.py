@@ -309,7 +309,7 @@ def test_a_scan_holds_a_few_bytes_of_each_row(tmp_path: Path) -> None:
             file.write(f'{{"id": "call-{n}", "dialogue": "Ann: number {n} is late. {"x" * 300}", "summary": "Late."}}\n')
     small = write(tmp_path, '{"dialogue": "a"}\n{"dialogue": "b"}', "warm.jsonl")
 
-    # A process of its own, since the peak of one never falls; tracing each allocation took twenty times as long.
+    # A process of its own, since the peak of one never falls; tracing each allocation took four times as long.
     run = subprocess.run([sys.executable, "-c", GROWTH, str(small), str(path)], capture_output=True, text=True, check=True)
     rows, growth_bytes = map(int, run.stdout.split())
 
