@@ -169,15 +169,17 @@ def test_waiting_worker_ticks_only_while_the_other_one_progresses(api: Api, mode
 
     thread = threading.Thread(target=wait)
     thread.start()
-    wait_until(lambda: len(polls) >= 4, what="polls without progress")
-    assert ticks == []
-    os.utime(other)
-    wait_until(lambda: len(ticks) == 1, what="the tick of progress")
-    before = len(polls)
-    wait_until(lambda: len(polls) >= before + 4, what="polls without progress")
-    stop.set()
-    thread.join()
-    os.close(other)
+    try:
+        wait_until(lambda: len(polls) >= 4, what="polls without progress")
+        assert ticks == []
+        os.utime(other)
+        wait_until(lambda: len(ticks) == 1, what="the tick of progress")
+        before = len(polls)
+        wait_until(lambda: len(polls) >= before + 4, what="polls without progress")
+    finally:
+        stop.set()
+        thread.join()
+        os.close(other)
     assert (len(ticks), len(errors), api.asked) == (1, 1, [])
 
 
@@ -195,6 +197,15 @@ def test_download_ticks_and_stops_when_told(api: Api, model: Manifest, worker: S
     assert len(ticks) == 5
     assert is_clean(worker)
     assert get(worker, api, model.digest).is_dir()
+
+
+def test_those_who_wait_can_see_the_download_progress(api: Api, model: Manifest, worker: Store) -> None:
+    lock = worker.lock_path(model.digest)
+    lock.touch()
+    os.utime(lock, (0, 0))
+    changed: list[float] = []
+    fetch(worker, model.digest, base_url=api.url, token=TOKEN, tick=lambda: changed.append(lock.stat().st_mtime))
+    assert min(changed) > 0
 
 
 def test_unknown_model_and_wrong_token_can_be_tried_again(api: Api, model: Manifest, worker: Store) -> None:

@@ -46,6 +46,16 @@ def test_model_that_is_not_there_is_not_found(store: Store) -> None:
             store.get(digest)
 
 
+def test_directory_outside_of_the_models_is_never_one(store: Store) -> None:
+    publish(store)
+    staged = make_checkpoint(store.make_staging("other"))
+    manifests.write(staged, manifests.describe(staged, source="test"))
+    for path in ("../incoming/other", str(staged)):
+        assert store.find(path) is None
+        with pytest.raises(NotFound):
+            store.get_file(path, "config.json")
+
+
 def test_digest_that_is_none_makes_no_lock(store: Store) -> None:
     with pytest.raises(NotFound):
         store.lock_path("../../outside")
