@@ -13,7 +13,8 @@ import httpx2
 from gistmill import errors
 from gistmill.errors import ApiUnreachable, Detail, GistmillError
 
-ATTEMPTS = 5
+# Eight tries take about nine seconds: an api that is restarted is back by then.
+ATTEMPTS = 8
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 TIMEOUT = httpx2.Timeout(30.0, connect=5.0)

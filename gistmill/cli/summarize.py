@@ -64,7 +64,11 @@ def summarize(
         raise typer.BadParameter(f"there is no directory {output.absolute().parent}", param_hint="--output")
     with Client() as client:
         source = sys.stdin.buffer if data == "-" else data
-        job = client.summarize(source, columns=column or (), generation=generation, **spec)
+        try:
+            job = client.summarize(source, columns=column or (), generation=generation, **spec)
+        except KeyboardInterrupt:
+            say("interrupted while submitting; whether the job was accepted says: gistmill jobs list")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         say(f"submitted {job.id}: {job.counts.items} items, {job.counts.distinct} distinct dialogues")
         if detach:
             _detach(client, job, as_json=as_json)

@@ -35,6 +35,7 @@ class Child:
     environment: dict[str, str]
     log: Path
     stdin: str = ""
+    cwd: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     crashes: int = 0
     start_at: float = 0.0
@@ -45,6 +46,7 @@ class Child:
             self.process = subprocess.Popen(
                 self.command,
                 env=self.environment,
+                cwd=self.cwd,
                 stdin=subprocess.PIPE if self.stdin else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -137,7 +139,7 @@ class Supervisor:
         if not self.settings.redis_url:
             config = make_config()
             self.environment["GISTMILL_REDIS__URL"] = config.url
-            self._add("redis", [find_server(), "-"], stdin=config.text())
+            self._add("redis", [find_server(), "-"], stdin=config.text(), cwd=self.places.home)
         self._migrate()
         self._add("api", [sys.executable, "-m", "api"])
         if workers:
@@ -164,8 +166,8 @@ class Supervisor:
         for child in reversed(self.children):
             child.stop(self.settings.worker.drain_s + 5 if child.name == "workers" else 10.0)
 
-    def _add(self, name: str, command: list[str], *, stdin: str = "") -> None:
-        child = Child(name, command, self.environment, self.places.logs / f"{name}.log", stdin)
+    def _add(self, name: str, command: list[str], *, stdin: str = "", cwd: Path | None = None) -> None:
+        child = Child(name, command, self.environment, self.places.logs / f"{name}.log", stdin, cwd)
         child.start()
         self.children.append(child)
 
