@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import literal_column, select
 
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import workers as worker_rows
@@ -94,7 +94,7 @@ class Sweeper:
         """Return jobs that ended but hold queued chunks, or hold no chunk but have not ended."""
         has_queued = select(chunks.c.key).where(chunks.c.job_key == jobs.c.key, chunks.c.state == ChunkState.QUEUED).exists()
         ended = select(jobs.c.key).where(
-            jobs.c.state.in_((JobState.CANCELLING, *FINAL_JOB_STATES)), jobs.c.chunks_left > 0, has_queued
+            jobs.c.state.in_((JobState.CANCELLING, *FINAL_JOB_STATES)), jobs.c.chunks_left > literal_column("0"), has_queued
         )
         empty = select(jobs.c.key).where(
             jobs.c.state.in_((JobState.CANCELLING, *CLAIMABLE_JOB_STATES)), jobs.c.chunks_left == 0

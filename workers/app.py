@@ -80,6 +80,7 @@ class Worker:
         sweeper = Sweeper(self.database, self.bells, self.settings.worker)
         heartbeat = Heartbeat(self.database, self.uuid, self.settings.worker, sweeper, self.drain)
         residence = self._make_residence()
+        heartbeat.resident = residence.resident
         runner = self._make_runner(heartbeat, residence)
         heartbeat.start()
         try:

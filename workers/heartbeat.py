@@ -106,6 +106,7 @@ class Heartbeat:
         self.sweeper = sweeper
         self.drain = drain
         self.exit: Callable[[int], None] = os._exit
+        self.resident: Callable[[], tuple[str, ...]] = tuple
         self._watch: Watch | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -167,7 +168,7 @@ class Heartbeat:
             watch.stop(JobPaused())
 
     def _see(self, connection: Connection, watch: Watch | None) -> chunk_rows.Wish | None:
-        worker_rows.see(connection, self.worker)
+        worker_rows.see(connection, self.worker, resident=list(self.resident()))
         return None if watch is None else chunk_rows.read_wish(connection, watch.claim)
 
     def _write_until(self, requested_at: float) -> float:
@@ -175,10 +176,19 @@ class Heartbeat:
 
     def _run(self) -> None:
         pause_s = min(0.25, self.settings.renew_s / 4, self.settings.wish_s / 4)
-        while not self._stopped.is_set():
-            try:
-                self.beat()
-            except StoreUnavailable as error:
-                self.sweeper.contact.broke()
-                log.warning("heartbeat_failed", reason=error.message)
-            self._stopped.wait(pause_s)
+        try:
+            while not self._stopped.is_set():
+                self._beat_or_wait_for_sql()
+                self._stopped.wait(pause_s)
+        finally:
+            # A worker without a heart would lose every lease it takes: its launcher starts it anew.
+            if not self._stopped.is_set():
+                log.error("heartbeat_died")
+                self.exit(EXIT_HUNG)
+
+    def _beat_or_wait_for_sql(self) -> None:
+        try:
+            self.beat()
+        except StoreUnavailable as error:
+            self.sweeper.contact.broke()
+            log.warning("heartbeat_failed", reason=error.message)

@@ -195,6 +195,8 @@ jobs = Table(
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),
     Index("ix_jobs_state_tenant", "state", "tenant_key"),
+    # The sweep looks for ended jobs with open chunks every few seconds, among all that ever ended.
+    Index("ix_jobs_open", "state", sqlite_where=text("chunks_left > 0"), postgresql_where=text("chunks_left > 0")),
 )
 
 job_rows = Table(

@@ -273,3 +273,19 @@ def test_nobody_is_called_dead_before_a_whole_lease_of_contact(monkeypatch: pyte
     assert not contact.has_lasted(2)
     now = 104.0
     assert contact.has_lasted(2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_worker_whose_heartbeat_died_ends(database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bells = Bells(redis_url, "test:")
+    heartbeat = Heartbeat(database, "w", FAST, Sweeper(database, bells, FAST), threading.Event())
+    exits: list[int] = []
+    heartbeat.exit = exits.append
+
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(heartbeat, "beat", broken)
+    heartbeat.start()
+    wait_until(lambda: exits == [EXIT_HUNG], timeout_s=5)
+    bells.close()

@@ -243,6 +243,14 @@ def _create_jobs() -> None:
     )
     op.create_index("ix_jobs_state_tenant", "jobs", ["state", "tenant_key"], unique=False)
     op.create_index(
+        "ix_jobs_open",
+        "jobs",
+        ["state"],
+        unique=False,
+        sqlite_where=sa.text("chunks_left > 0"),
+        postgresql_where=sa.text("chunks_left > 0"),
+    )
+    op.create_index(
         "uq_jobs_idempotency_key",
         "jobs",
         ["tenant_key", "idempotency_key"],
