@@ -101,7 +101,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 
 def _list_files(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.is_file() or path.is_symlink())
+    entries = (path for path in directory.iterdir() if path.is_file() or path.is_symlink())
+    return sorted(path.name for path in entries if not path.name.startswith("."))
 
 
 def _is_read(name: str) -> bool:
