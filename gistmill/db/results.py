@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, literal, null, or_, select, tuple_, update
+from sqlalchemy import Connection, Select, and_, func, literal, literal_column, null, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gistmill.db.claim import Claim
@@ -200,9 +200,12 @@ def _pending(claim: Claim | Any) -> Select[Any]:
             job_rows, and_(job_rows.c.job_key == claim.job_key, job_rows.c.row_number == dataset_rows.c.row_number)
         )
     else:
-        query = query.where(dataset_rows.c.row_number >= claim.row_start, dataset_rows.c.row_number < claim.row_stop)
+        # "+ 0" keeps this condition from choosing the index. Just after an upload PostgreSQL has no statistics, and walked every
+        # row of the dataset for each page of a chunk: 2.3 s instead of 0.02 s with 60,000 rows.
+        number = dataset_rows.c.row_number + literal_column("0")
+        query = query.where(number >= claim.row_start, number < claim.row_stop)
         if claim.row_step > 1:
-            query = query.where((dataset_rows.c.row_number - claim.row_start) % claim.row_step == 0)
+            query = query.where((number - claim.row_start) % claim.row_step == 0)
     return query.select_from(joined).where(
         dataset_dialogues.c.dataset_key == claim.dataset_key,
         dataset_dialogues.c.rank.between(claim.first_rank, claim.last_rank),
