@@ -200,8 +200,8 @@ def _pending(claim: Claim | Any) -> Select[Any]:
             job_rows, and_(job_rows.c.job_key == claim.job_key, job_rows.c.row_number == dataset_rows.c.row_number)
         )
     else:
-        # "+ 0" keeps this condition from choosing the index. Just after an upload PostgreSQL has no statistics, and walked every
-        # row of the dataset for each page of a chunk: 2.3 s instead of 0.02 s with 60,000 rows.
+        # "+ 0" keeps this condition from choosing the index. Just after an upload PostgreSQL has no statistics, and walked
+        # every row of the dataset for each page of a chunk: 2.3 s instead of 0.02 s with 60,000 rows.
         number = dataset_rows.c.row_number + literal_column("0")
         query = query.where(number >= claim.row_start, number < claim.row_stop)
         if claim.row_step > 1:
