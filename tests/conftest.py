@@ -18,6 +18,8 @@ BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 def pytest_configure() -> None:
     """Keep tests off the model hub and away from the settings of whoever runs them."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # The models of tests are tiny: threads that wait for each other would take most of the time, above all on a busy machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in [name for name in os.environ if name.startswith("GISTMILL_")]:
         del os.environ[name]
 
