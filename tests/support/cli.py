@@ -14,6 +14,12 @@ from typing import Any
 from tests.support.servers import die_with_parent, wait_until
 
 
+def _begin() -> None:
+    # A runner that was started in the background ignores SIGINT, and so would every process below it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    die_with_parent()
+
+
 @dataclass
 class Done:
     """How a command ended."""
@@ -61,7 +67,7 @@ class Home:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=_begin,
         )
 
     def run(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 90.0) -> Done:
