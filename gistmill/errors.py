@@ -23,7 +23,8 @@ GistmillError
 ├── Unavailable             retrying is safe
 │   ├── StoreUnavailable, QueueUnavailable, ApiUnreachable, ModelUnavailable
 └── Stopped                 control flow in a worker, never shown to a user
-    ├── LeaseLost, JobEnded, Draining, Stalled
+    ├── LeaseLost, JobEnded, JobPaused, Draining, Stalled
+        ├── DeviceTooSmall, DeviceFull
 """
 
 from __future__ import annotations
