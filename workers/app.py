@@ -22,7 +22,7 @@ from gistmill.db import chunks as chunk_rows
 from gistmill.db import workers as worker_rows
 from gistmill.db.claim import Claimant
 from gistmill.db.session import Database, open_database
-from gistmill.errors import DeviceFull, InvalidInput, StoreUnavailable
+from gistmill.errors import DeviceFull, InvalidInput, ModelUnavailable, StoreUnavailable
 from gistmill.queue import Bells, make_app, queue_name
 from gistmill.settings import Settings, load_settings
 from gistmill.specs import SPEC_VERSION, Precision
@@ -152,7 +152,8 @@ class Worker:
                 batch_tokens=worker.batch_tokens,
                 fake_seconds_per_row=worker.fake_seconds_per_row,
             )
-        except MemoryError as error:
+        except (MemoryError, ModelUnavailable) as error:
+            # There is no room now. It is nobody's failure: the chunk goes back for a while.
             raise DeviceFull from error
 
     def _consume(self, runner: Runner) -> int:

@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 # An empty claim passes the bell on at most this often: many bells for little work would otherwise ring each other.
 RING_AFTER_EMPTY_S = 1.0
 REST_WHEN_FULL_S = 10.0
+EXIT_LOST_DEVICE = 71
 LONGEST_WAIT_FOR_SQL_S = 5.0
 
 
@@ -67,6 +68,7 @@ class Runner:
         self.drain = drain
         self.resident = resident
         self._is_unsure = False
+        self._has_lost_device = False
         self._rang_empty_at = -RING_AFTER_EMPTY_S
 
     def work(self) -> None:
@@ -78,6 +80,9 @@ class Runner:
             if found is None:
                 return
             self.run(found, requested_at=requested_at)
+            if self._has_lost_device:
+                self.heartbeat.exit(EXIT_LOST_DEVICE)
+                return
 
     def run(self, chunk: Claim, *, requested_at: float) -> None:
         """Carry out one chunk and write down how it ended."""
@@ -119,6 +124,8 @@ class Runner:
             return partial(chunk_rows.fail_job, claim=chunk, error=error)
         except Exception as error:
             known = error if isinstance(error, GistmillError) else GistmillError(f"{type(error).__name__}: {error}")
+            # Such an error stays with the process: every later chunk would fail too, so the launcher must start a new one.
+            self._has_lost_device = "CUDA error" in str(error)
             log.error("chunk_failed", job_id=chunk.job_id, chunk=chunk.chunk_key, failures=chunk.failures + 1, exc_info=error)
             return partial(chunk_rows.fail, claim=chunk, error=known, budgets=budgets(self.settings))
         return partial(chunk_rows.finish, claim=chunk)

@@ -16,7 +16,7 @@ from gistmill.db.chunks import read_wish
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs, results
-from gistmill.errors import DeviceTooSmall, ModelUnavailable, ModelUnreadable, StoreUnavailable
+from gistmill.errors import DeviceFull, DeviceTooSmall, ModelUnavailable, ModelUnreadable, StoreUnavailable
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
 from gistmill.specs import Precision
@@ -28,7 +28,7 @@ from workers.engine.fake import FakeEngine
 from workers.handlers.summarize import SummarizeHandler
 from workers.heartbeat import EXIT_HUNG, Heartbeat, Watch
 from workers.residence import Residence
-from workers.runner import Runner
+from workers.runner import EXIT_LOST_DEVICE, Runner
 
 TEXTS = [f"dialogue number {number}" for number in range(12)]
 FAST = WorkerSettings(
@@ -163,6 +163,32 @@ def test_model_larger_than_the_device_waits_for_a_larger_one(bench: Bench) -> No
     bench.runner.work()
     row, chunk = job_row(bench.database, job), chunk_rows_of(bench.database, job)[0]
     assert (row["min_device_bytes"], chunk["state"], chunk["failures"], chunk["crashes"]) == (10**13, "queued", 0, 0)
+
+
+def test_full_device_rests_the_chunk_at_no_cost(bench: Bench) -> None:
+    def full() -> Engine:
+        raise DeviceFull
+
+    bench.engine = full
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    chunk = chunk_rows_of(bench.database, job)[0]
+    assert (chunk["state"], chunk["failures"], chunk["crashes"]) == ("queued", 0, 0)
+    assert chunk["run_at"] > chunk["started_at"]
+
+
+def test_process_that_lost_its_device_ends_after_it_gave_the_chunk_back(bench: Bench) -> None:
+    def lost() -> Engine:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    bench.engine = lost
+    job = make_job(bench.database, TEXTS, per_chunk=6)
+    bench.runner.work()
+    assert bench.exits == [EXIT_LOST_DEVICE]
+    assert [(chunk["state"], chunk["failures"]) for chunk in chunk_rows_of(bench.database, job)] == [
+        ("queued", 1),
+        ("queued", 0),
+    ]
 
 
 def test_drain_records_what_is_done_and_gives_the_chunk_back(bench: Bench) -> None:
