@@ -108,11 +108,6 @@ def problem(answer: httpx2.Response) -> GistmillError:
 
 
 def error_classes() -> dict[str, type[GistmillError]]:
-    """Return every error class by its code."""
-    found: dict[str, type[GistmillError]] = {}
-    waiting: list[type[GistmillError]] = [errors.GistmillError]
-    while waiting:
-        kind = waiting.pop()
-        found[kind.code] = kind
-        waiting += kind.__subclasses__()
-    return found
+    """Return every class of `gistmill.errors` by its code, whatever classes other modules have derived from them."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GistmillError)]
+    return {kind.code: kind for kind in kinds}

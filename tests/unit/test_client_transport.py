@@ -153,7 +153,13 @@ def test_every_error_has_a_code_of_its_own() -> None:
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GistmillError)]
     codes = [kind.code for kind in classes]
     assert len(set(codes)) == len(codes)
-    assert {kind.code: kind for kind in classes}.items() <= error_classes().items()
+
+
+def test_a_class_that_another_module_derives_does_not_take_the_place_of_its_parent() -> None:
+    class NotFoundOnThisPage(errors.NotFound):
+        pass
+
+    assert error_classes()[NotFoundOnThisPage.code] is errors.NotFound
 
 
 def test_tree_at_the_top_of_the_errors_names_every_class() -> None:
