@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import literal_column, select
 
 from gistmill.db import chunks as chunk_rows
+from gistmill.db import crashes
 from gistmill.db import workers as worker_rows
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs
@@ -83,7 +84,7 @@ class Sweeper:
     def sweep(self) -> None:
         """Reap, close, settle and ring once."""
         if self.contact.has_lasted(self.settings.lease_s):
-            reaped = self.database.transact(lambda connection: chunk_rows.reap(connection, budgets(self.settings), limit=PAGE))
+            reaped = self.database.transact(lambda connection: crashes.reap(connection, budgets(self.settings), limit=PAGE))
             if reaped:
                 log.info("leases_reaped", chunks=reaped)
         for job_key in self._find_unclosed():

@@ -6,7 +6,7 @@ from functools import partial
 
 import structlog
 
-from gistmill.db import chunks as chunk_rows
+from gistmill.db import crashes
 from gistmill.db.session import Database
 from gistmill.errors import StoreUnavailable
 from gistmill.queue import Bells
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 def report(database: Database, bells: Bells, settings: WorkerSettings, worker_uuid: str) -> None:
     """Release the chunks of a dead worker within a second. When SQL does not answer, their leases end by themselves."""
     try:
-        buried = database.transact(partial(chunk_rows.bury, worker=worker_uuid, budgets=budgets(settings)))
+        buried = database.transact(partial(crashes.bury, worker=worker_uuid, budgets=budgets(settings)))
         log.warning("worker_died", worker=worker_uuid, chunks=buried)
         ring_waiting(database, bells, settings)
     except StoreUnavailable as error:

@@ -1,4 +1,4 @@
-"""What happens to a chunk after its claim: renewal, finish, release, crash. Every statement carries key, epoch and state.
+"""What happens to a chunk after its claim: renewal, finish, release. Every statement carries key, epoch and state.
 
 Lock order, here and everywhere: chunks by key, generations by key, the job, its results, workers. A transaction that would
 leave a queued chunk under a job that ended looks at the job after it has locked the chunk, and closes the chunk instead.
@@ -7,19 +7,18 @@ leave a queued chunk under a job that ended looks at the job after it has locked
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Row, and_, case, func, select, update
+from sqlalchemy import Connection, case, func, select, update
 
 from gistmill.db import results
 from gistmill.db.claim import Claim
 from gistmill.db.clock import db_now
 from gistmill.db.fence import guard, owned_by
 from gistmill.db.tables import chunks, jobs, workers
-from gistmill.errors import ChunkFailed, GistmillError, WorkerCrashed
+from gistmill.errors import ChunkFailed, GistmillError
 from gistmill.states import CLAIMABLE_JOB_STATES, FINAL_JOB_STATES, ChunkState, JobState
 
 log = structlog.get_logger(__name__)
@@ -83,9 +82,9 @@ def release(connection: Connection, claim: Claim, *, delay_s: float = 0.0) -> No
     Raises:
         LeaseLost: the chunk is no longer this claim's.
     """
-    guard(connection, claim, **_queued_after(delay_s))
+    guard(connection, claim, **queued_after(delay_s))
     _free_worker(connection, claim.worker)
-    _close_if_job_ended(connection, claim.chunk_key, claim.job_key)
+    close_if_job_ended(connection, claim.chunk_key, claim.job_key)
 
 
 def fail(connection: Connection, claim: Claim, error: GistmillError, budgets: Budgets) -> None:
@@ -97,9 +96,9 @@ def fail(connection: Connection, claim: Claim, error: GistmillError, budgets: Bu
     failures = claim.failures + 1
     body = {"code": error.code, "message": error.message}
     if failures < budgets.max_failures:
-        guard(connection, claim, failures=failures, error=body, **_queued_after(budgets.delay_s(failures)))
+        guard(connection, claim, failures=failures, error=body, **queued_after(budgets.delay_s(failures)))
         _free_worker(connection, claim.worker)
-        _close_if_job_ended(connection, claim.chunk_key, claim.job_key)
+        close_if_job_ended(connection, claim.chunk_key, claim.job_key)
         return
     guard(connection, claim, failures=failures, error=body)
     message = f"The chunk failed {failures} times; the last error was: {error.message}"
@@ -152,27 +151,13 @@ def release_owned(connection: Connection, worker: str) -> int:
         statement = (
             update(chunks)
             .where(chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == ChunkState.RUNNING)
-            .values(**_queued_after(0.0))
+            .values(**queued_after(0.0))
         )
         if connection.execute(statement).rowcount == 1:
-            _close_if_job_ended(connection, row.key, row.job_key)
+            close_if_job_ended(connection, row.key, row.job_key)
             released += 1
     _free_worker(connection, worker)
     return released
-
-
-def bury(connection: Connection, worker: str, budgets: Budgets) -> int:
-    """Take the chunks of a worker that is known to be dead away from it; return how many."""
-    rows = connection.execute(_expired().where(chunks.c.owner == worker).with_for_update(of=chunks)).all()
-    buried = sum(_take_away(connection, row, budgets) for row in rows)
-    connection.execute(update(workers).where(workers.c.id == worker).values(state="gone", chunk_key=None))
-    return buried
-
-
-def reap(connection: Connection, budgets: Budgets, *, limit: int = 20) -> int:
-    """Take chunks whose lease has ended away from their owners; return how many."""
-    query = _expired().where(chunks.c.lease_until < db_now()).limit(limit).with_for_update(skip_locked=True, of=chunks)
-    return sum(_take_away(connection, row, budgets, expired_only=True) for row in connection.execute(query).all())
 
 
 def close_queued(connection: Connection, job_key: int) -> int:
@@ -222,46 +207,13 @@ def settle(connection: Connection, job_key: int) -> None:
         log.info("job_ended", job_id=job.id, state=job.state, items=job[2], not_run=job.not_run)
 
 
-def _expired() -> Any:
-    columns = (chunks, jobs.c.state.label("job_state"))
-    query = select(*columns).join_from(chunks, jobs, jobs.c.key == chunks.c.job_key)
-    return query.where(chunks.c.state == ChunkState.RUNNING).order_by(chunks.c.key)
-
-
-def _take_away(connection: Connection, row: Row[Any], budgets: Budgets, *, expired_only: bool = False) -> int:
-    """Queue the chunk again; a crash is counted only when nothing progressed under the lost epoch."""
-    crashes = 0 if row.progressed else row.crashes + 1
-    still_lost = [chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == ChunkState.RUNNING]
-    if expired_only:
-        still_lost.append(chunks.c.lease_until < db_now())
-    delay_s = budgets.delay_s(crashes) if crashes > 1 else 0.0
-    values: Mapping[str, Any] = _queued_after(delay_s) | {"crashes": crashes}
-    if connection.execute(update(chunks).where(and_(*still_lost)).values(**values)).rowcount != 1:
-        return 0
-    log.warning("chunk_taken_back", chunk=row.key, epoch=row.epoch, owner=row.owner, crashes=crashes)
-    if _close_if_job_ended(connection, row.key, row.job_key):
-        return 1
-    if crashes >= budgets.max_crashes:
-        _fail_crashed(connection, row.key, row.job_key, crashes)
-    return 1
-
-
-def _fail_crashed(connection: Connection, chunk_key: int, job_key: int, crashes: int) -> None:
-    message = f"The worker ended {crashes} times in a row while it worked on the chunk of this item."
-    results.fail_remaining_of(connection, chunk_key, WorkerCrashed(message))
-    connection.execute(
-        update(chunks)
-        .where(chunks.c.key == chunk_key, chunks.c.state == ChunkState.QUEUED)
-        .values(state=ChunkState.DONE, outcome="failed", finished_at=db_now())
-    )
-    count_down(connection, job_key, 1)
-
-
-def _queued_after(delay_s: float) -> dict[str, Any]:
+def queued_after(delay_s: float) -> dict[str, Any]:
+    """Return the values of a chunk that waits to be claimed again."""
     return {"state": ChunkState.QUEUED, "owner": None, "lease_until": None, "run_at": db_now() + delay_s}
 
 
-def _close_if_job_ended(connection: Connection, chunk_key: int, job_key: int) -> bool:
+def close_if_job_ended(connection: Connection, chunk_key: int, job_key: int) -> bool:
+    """Close this queued chunk when its job may not run any more; True when it did. Locks the job's row."""
     state = connection.execute(select(jobs.c.state).where(jobs.c.key == job_key).with_for_update()).scalar_one()
     if state in CLAIMABLE_JOB_STATES:
         return False

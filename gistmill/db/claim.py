@@ -46,6 +46,7 @@ class Claim:
     tenant_key: int
     kind: str
     attempt: int
+    retry_codes: tuple[str, ...] | None
     spec: dict[str, Any]
     dataset_key: int
     recipe_key: int
@@ -183,6 +184,7 @@ def _make_claim(chunk: Row[Any], job: Row[Any], worker: str) -> Claim:
         tenant_key=job.tenant_key,
         kind=job.kind,
         attempt=job.attempt,
+        retry_codes=None if job.retry_codes is None else tuple(job.retry_codes),
         spec=job.spec,
         dataset_key=job.dataset_key,
         recipe_key=job.recipe_key,

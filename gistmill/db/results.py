@@ -6,7 +6,21 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, literal, literal_column, null, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    func,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gistmill.db.claim import Claim
@@ -95,6 +109,12 @@ def load_pending(connection: Connection, claim: Claim, *, limit: int, is_samplin
     ]
 
 
+def pending_ranks(connection: Connection, chunk_key: int) -> list[int]:
+    """Return the ranks of the chunk's dialogues that have an item without an end, in order."""
+    query = _pending(_chunk_with_job(connection, chunk_key)).with_only_columns(dataset_dialogues.c.rank).distinct()
+    return list(connection.execute(query.order_by(dataset_dialogues.c.rank)).scalars())
+
+
 def find_generations(connection: Connection, claim: Claim, units: Sequence[Unit], *, with_truncated: bool) -> list[Found]:
     """Return the units whose generation is stored already. A cut prompt counts only for jobs that allow cutting."""
     by_work = {(unit.dialogue_key, unit.draw): unit for unit in units}
@@ -144,11 +164,7 @@ def fail_remaining(connection: Connection, claim: Claim, error: ItemError) -> No
 
 def fail_remaining_of(connection: Connection, chunk_key: int, error: ItemError) -> None:
     """Write this error to every item of the chunk that has no end yet. The caller has locked the chunk."""
-    row = connection.execute(
-        select(chunks, jobs.c.attempt, jobs.c.dataset_key, jobs.c.row_start, jobs.c.row_stop, jobs.c.row_step)
-        .join_from(chunks, jobs, jobs.c.key == chunks.c.job_key)
-        .where(chunks.c.key == chunk_key)
-    ).one()
+    row = _chunk_with_job(connection, chunk_key)
     arrival = connection.execute(
         update(jobs)
         .where(jobs.c.key == row.job_key, jobs.c.state.not_in(FINAL_JOB_STATES))
@@ -185,6 +201,13 @@ def fail_remaining_of(connection: Connection, chunk_key: int, error: ItemError) 
     connection.execute(update(jobs).where(jobs.c.key == row.job_key).values(failed=jobs.c.failed + written - old_errors))
 
 
+def _chunk_with_job(connection: Connection, chunk_key: int) -> Row[Any]:
+    """Return the chunk with what `_pending` asks of its job."""
+    of_job = (jobs.c.attempt, jobs.c.retry_codes, jobs.c.dataset_key, jobs.c.row_start, jobs.c.row_stop, jobs.c.row_step)
+    query = select(chunks, *of_job).join_from(chunks, jobs, jobs.c.key == chunks.c.job_key).where(chunks.c.key == chunk_key)
+    return connection.execute(query).one()
+
+
 def _pending(claim: Claim | Any) -> Select[Any]:
     """Return the items of the range with no success and no error of the job's current attempt."""
     joined = dataset_dialogues.join(
@@ -211,9 +234,15 @@ def _pending(claim: Claim | Any) -> Select[Any]:
         dataset_dialogues.c.rank.between(claim.first_rank, claim.last_rank),
         or_(
             results.c.job_key.is_(null()),
-            and_(results.c.generation_key.is_(null()), results.c.attempt < claim.attempt),
+            _is_retried(claim),
         ),
     )
+
+
+def _is_retried(claim: Claim | Any) -> ColumnElement[bool]:
+    """The condition on a result: an error of an earlier attempt that the job's current attempt takes up again."""
+    condition = and_(results.c.generation_key.is_(null()), results.c.attempt < claim.attempt)
+    return condition if claim.retry_codes is None else and_(condition, results.c.error_code.in_(claim.retry_codes))
 
 
 def _store(connection: Connection, claim: Claim, made: Sequence[Made]) -> tuple[set[int], list[Found]]:

@@ -154,6 +154,10 @@ jobs = Table(
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("attempt", Integer, nullable=False, server_default="1"),
+    # The error codes that the current attempt takes up again; null means all of them.
+    Column("retry_codes", JSON(none_as_null=True)),
+    # The job whose failed rows this one takes, with another spec.
+    Column("retry_of_key", Key),
     Column("spec_version", Integer, nullable=False),
     Column("spec", JSON, nullable=False),
     Column("labels", JSON, nullable=False),

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 
 from gistmill.control import cancel
 from gistmill.db import chunks as chunk_rows
+from gistmill.db import crashes
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
@@ -85,7 +86,7 @@ def test_zombie_writes_nothing_after_its_lease_was_reaped(database: Database) ->
     zombie = claimed(database, "zombie")
     units = pending(database, zombie)
     expire_leases(database)
-    assert database.transact(lambda connection: chunk_rows.reap(connection, BUDGETS)) == 1
+    assert database.transact(lambda connection: crashes.reap(connection, BUDGETS)) == 1
     heir = claimed(database, "heir")
     assert heir.epoch == zombie.epoch + 1
     for write in (
@@ -109,7 +110,7 @@ def test_lease_that_was_renewed_is_not_reaped(database: Database) -> None:
     claim = claimed(database)
     expire_leases(database)
     database.transact(lambda connection: chunk_rows.renew(connection, claim, lease_s=30))
-    assert database.transact(lambda connection: chunk_rows.reap(connection, BUDGETS)) == 0
+    assert database.transact(lambda connection: crashes.reap(connection, BUDGETS)) == 0
     assert chunk_rows_of(database, job)[0]["epoch"] == 1
 
 
@@ -120,30 +121,6 @@ def test_graceful_release_costs_neither_budget(database: Database) -> None:
         database.transact(lambda connection, claim=claim: chunk_rows.release(connection, claim))
     chunk = chunk_rows_of(database, job)[0]
     assert (chunk["state"], chunk["epoch"], chunk["failures"], chunk["crashes"]) == ("queued", 5, 0, 0)
-
-
-def test_crash_is_counted_only_without_progress(database: Database) -> None:
-    job = make_job(database, TEXTS)
-    claim = claimed(database, "w1")
-    unit = pending(database, claim)[0]
-    database.transact(lambda connection: record(connection, claim, made=[made(unit)]))
-    database.transact(lambda connection: chunk_rows.bury(connection, "w1", BUDGETS))
-    assert chunk_rows_of(database, job)[0]["crashes"] == 0
-    claimed(database, "w2")
-    database.transact(lambda connection: chunk_rows.bury(connection, "w2", BUDGETS))
-    assert chunk_rows_of(database, job)[0]["crashes"] == 1
-
-
-def test_third_crash_in_a_row_fails_the_items_that_are_left(database: Database) -> None:
-    job = make_job(database, TEXTS)
-    for number in range(3):
-        claimed(database, f"w{number}")
-        database.transact(lambda connection, number=number: chunk_rows.bury(connection, f"w{number}", BUDGETS))
-    row = job_row(database, job)
-    assert (row["state"], row["failed"], row["succeeded"]) == ("completed", 6, 0)
-    with database.read() as connection:
-        assert set(connection.execute(select(results.c.error_code)).scalars()) == {"worker_crashed"}
-    assert check(database) == []
 
 
 def test_failures_are_retried_and_then_written_to_the_remaining_items(database: Database) -> None:

@@ -1,0 +1,104 @@
+"""Chunks whose worker is gone: taken away from it, split until the item that kills workers stands alone, failed at last.
+
+A lost epoch under which something progressed is no crash. A crash splits what the chunk still has to do in two, and both
+halves start without crashes; so a dialogue that kills every worker is alone after about log2 of the chunk's size crashes, and
+only then are its crashes counted. Everything else of the chunk is done meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Row, insert, select, update
+
+from gistmill.db import results
+from gistmill.db.chunks import Budgets, close_if_job_ended, count_down, queued_after
+from gistmill.db.clock import db_now
+from gistmill.db.tables import chunks, jobs, workers
+from gistmill.errors import WorkerCrashed
+from gistmill.states import ChunkState
+
+log = structlog.get_logger(__name__)
+
+
+def bury(connection: Connection, worker: str, budgets: Budgets) -> int:
+    """Take the chunks of a worker that is known to be dead away from it; return how many."""
+    rows = connection.execute(_running().where(chunks.c.owner == worker).with_for_update()).all()
+    buried = sum(_take_away(connection, row, budgets) for row in rows)
+    connection.execute(update(workers).where(workers.c.id == worker).values(state="gone", chunk_key=None))
+    return buried
+
+
+def reap(connection: Connection, budgets: Budgets, *, limit: int = 20) -> int:
+    """Take chunks whose lease has ended away from their owners; return how many."""
+    query = _running().where(chunks.c.lease_until < db_now()).limit(limit).with_for_update(skip_locked=True)
+    return sum(_take_away(connection, row, budgets, expired_only=True) for row in connection.execute(query).all())
+
+
+def _running() -> Any:
+    return select(chunks).where(chunks.c.state == ChunkState.RUNNING).order_by(chunks.c.key)
+
+
+def _take_away(connection: Connection, row: Row[Any], budgets: Budgets, *, expired_only: bool = False) -> int:
+    """Queue the chunk again, split or failed if it crashed; 1, or 0 when it is its owner's after all."""
+    still_lost = [chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == ChunkState.RUNNING]
+    if expired_only:
+        still_lost.append(chunks.c.lease_until < db_now())
+    crashes = 0 if row.progressed else row.crashes
+    values = queued_after(0.0) | {"crashes": crashes}
+    if connection.execute(update(chunks).where(*still_lost).values(values)).rowcount != 1:
+        return 0
+    log.warning("chunk_taken_back", chunk=row.key, epoch=row.epoch, owner=row.owner, progressed=row.progressed)
+    if not close_if_job_ended(connection, row.key, row.job_key) and not row.progressed:
+        _note_crash(connection, row, budgets)
+    return 1
+
+
+def _note_crash(connection: Connection, row: Row[Any], budgets: Budgets) -> None:
+    unfinished = results.pending_ranks(connection, row.key)
+    if len(unfinished) > 1:
+        _split(connection, row, unfinished)
+        return
+    crashes = row.crashes + 1
+    rest_s = budgets.delay_s(crashes)
+    connection.execute(update(chunks).where(chunks.c.key == row.key).values(queued_after(rest_s) | {"crashes": crashes}))
+    if crashes >= budgets.max_crashes:
+        _fail_crashed(connection, row.key, row.job_key, crashes)
+
+
+def _split(connection: Connection, row: Row[Any], unfinished: Sequence[int]) -> None:
+    """Let the chunk keep the lower half of the dialogues it has not finished, and a new one have the upper half."""
+    middle = len(unfinished) // 2
+    ordinal = connection.execute(
+        update(jobs)
+        .where(jobs.c.key == row.job_key)
+        .values(chunks=jobs.c.chunks + 1, chunks_left=jobs.c.chunks_left + 1)
+        .returning(jobs.c.chunks)
+    ).scalar_one()
+    connection.execute(
+        update(chunks).where(chunks.c.key == row.key).values(last_rank=unfinished[middle - 1], dialogues=middle, crashes=0)
+    )
+    connection.execute(
+        insert(chunks).values(
+            job_key=row.job_key,
+            ordinal=ordinal - 1,
+            first_rank=unfinished[middle],
+            last_rank=row.last_rank,
+            dialogues=len(unfinished) - middle,
+            state=ChunkState.QUEUED,
+        )
+    )
+    log.warning("chunk_split", chunk=row.key, dialogues=len(unfinished))
+
+
+def _fail_crashed(connection: Connection, chunk_key: int, job_key: int, crashes: int) -> None:
+    message = f"The worker ended {crashes} times while it worked on this dialogue alone."
+    results.fail_remaining_of(connection, chunk_key, WorkerCrashed(message))
+    connection.execute(
+        update(chunks)
+        .where(chunks.c.key == chunk_key, chunks.c.state == ChunkState.QUEUED)
+        .values(state=ChunkState.DONE, outcome="failed", finished_at=db_now())
+    )
+    count_down(connection, job_key, 1)
