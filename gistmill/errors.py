@@ -11,7 +11,7 @@ GistmillError
 ├── NotFound
 │   ├── UnknownModel, UnknownPrompt, UnknownJob, UnknownDataset
 ├── Conflict
-│   ├── NameTaken, AlreadyRunning, JobIsOver, DatasetLoading
+│   ├── NameTaken, AlreadyRunning, JobIsOver, JobNotOver, NothingToRetry, DatasetLoading
 │   ├── IdempotencyMismatch     the same key came with another body
 │   └── IdempotencyInProgress   the first request with this key has not ended
 ├── NotAllowed
@@ -159,6 +159,18 @@ class JobIsOver(Conflict):
     code = "job_is_over"
 
 
+class JobNotOver(Conflict):
+    """The job has not ended. Wait until it ends, or cancel it first."""
+
+    code = "job_not_over"
+
+
+class NothingToRetry(Conflict):
+    """No item of the job is missing its summary."""
+
+    code = "nothing_to_retry"
+
+
 class DatasetLoading(Conflict):
     """The dataset is still being loaded. Try again in a moment."""
 
@@ -240,7 +252,7 @@ class InputTooLong(ItemError):
 class DeviceOutOfMemory(ItemError):
     """The device ran out of memory on this item alone."""
 
-    code = "out_of_memory"
+    code, retryable = "out_of_memory", True
 
 
 class GenerationFailed(ItemError):
@@ -250,15 +262,15 @@ class GenerationFailed(ItemError):
 
 
 class WorkerCrashed(ItemError):
-    """The worker ended three times while it worked on this item."""
+    """The worker ended three times while it worked on this dialogue alone."""
 
-    code = "worker_crashed"
+    code, retryable = "worker_crashed", True
 
 
 class ChunkFailed(ItemError):
     """The chunk of this item failed more often than its retries allow."""
 
-    code = "chunk_failed"
+    code, retryable = "chunk_failed", True
 
 
 class Unavailable(GistmillError):

@@ -81,11 +81,12 @@ def selected_ranks(connection: Connection, dataset_key: int, rows: JobRows) -> I
 def measured_speed(connection: Connection, tenant_key: int, model_digest: str) -> float | None:
     """Return how many dialogues a worker ends per second with this model, or None when nobody has run it yet.
 
-    Jobs are asked from the newest on, each by its index of finished chunks, until enough chunks are together.
+    Jobs are asked from the newest on, each by its index of finished chunks, until enough chunks are together. Jobs that were
+    taken up again do not count: their chunks ended anew after a few items.
     """
     newest = (
         select(jobs.c.key)
-        .where(jobs.c.tenant_key == tenant_key, jobs.c.model_digest == model_digest)
+        .where(jobs.c.tenant_key == tenant_key, jobs.c.model_digest == model_digest, jobs.c.attempt == 1)
         .order_by(jobs.c.key.desc())
         .limit(CHUNKS_TO_MEASURE)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +37,8 @@ class JobView(View):
     kind: str
     state: str
     paused: bool = False
+    attempt: int = Field(1, description="One more after each retry.")
+    retry_of: str | None = Field(None, description="The job whose failed rows this one takes, with another spec.")
     dataset: str
     select: str | None = None
     model: str
@@ -122,6 +124,48 @@ class ItemErrorView(View):
     id: str
     code: str
     message: str
+
+
+class SteerRequest(BaseModel):
+    """Which jobs to steer, and how. `preview` counts them and changes nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["cancel", "pause", "resume", "retry"]
+    where: list[str] = Field(default_factory=list, max_length=32, description="NAME=VALUE, for example label.team=support.")
+    state: str | None = None
+    up_to: str | None = Field(None, max_length=100, description="Leave out jobs submitted after this one.")
+    failed: bool = Field(False, description="Retry: leave out jobs with items that were never run.")
+    retryable: bool = Field(False, description="Retry: only items whose error may not happen again.")
+    preview: bool = False
+
+
+class RetryRequest(BaseModel):
+    """What of a job to take up again. With `set` its failed rows become a new job, with these changes to the spec."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    failed: bool = False
+    retryable: bool = False
+    set: dict[str, Any] = Field(default_factory=dict, max_length=32)
+
+
+class RefusalView(View):
+    """A job that was left as it is."""
+
+    job: str
+    code: str
+    message: str
+
+
+class SteerView(View):
+    """What came of steering a selection."""
+
+    matched: int = Field(description="Jobs that the selection names and the action would change.")
+    up_to: str | None = Field(None, description="The newest of them.")
+    changed: int = 0
+    refused: int = Field(0, description="Jobs that had moved on and were left as they are.")
+    refusals: list[RefusalView] = Field([], description="The first of those.")
 
 
 class Page(View, Generic[T]):

@@ -1,4 +1,4 @@
-"""Jobs: submitted, watched, cancelled, and their items streamed."""
+"""Jobs: submitted, watched, and their items streamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import catalog
 from api.deps import After, PageLimit, Service, ServiceDep
-from gistmill import control, readback, submit
+from gistmill import readback, submit
 from gistmill.readback.items import PAGE
 from gistmill.specs import SummarizeSpec
 from gistmill.sweep import live_within_s
@@ -71,13 +71,6 @@ def list_jobs(service: ServiceDep, limit: PageLimit = 50, after: After = None, s
 def get_job(service: ServiceDep, job_id: str) -> JobView:
     """Show a job as it stands."""
     return readback.get_job(service.database, service.tenant_key, job_id, gone_after_s=service.gone_after_s)
-
-
-@router.post("/{job_id}/cancel", status_code=202)
-def cancel_job(service: ServiceDep, job_id: str) -> JobView:
-    """Cancel a job: its workers stop within seconds, and what was summarized stays."""
-    control.cancel(service.database, service.tenant_key, job_id)
-    return get_job(service, job_id)
 
 
 @router.get("/{job_id}/results", response_class=StreamingResponse, responses={200: {"content": {LINES: {}}}})

@@ -1,4 +1,4 @@
-"""gistmill jobs: list, show, watch, results, errors, cancel."""
+"""gistmill jobs: list, show, watch, results, errors; steering.py adds cancel, pause, resume, retry."""
 
 from __future__ import annotations
 
@@ -99,16 +99,3 @@ def errors(job: JobId) -> None:
     with Client.for_reading() as client:
         for error in client.job(job).errors():
             print(json.dumps(error.model_dump(exclude={"cursor"}), ensure_ascii=False))
-
-
-@app.command()
-def cancel(job: JobId, as_json: Json = False) -> None:
-    """Cancel a job: what waits is not run, what runs stops within seconds."""
-    from gistmill.client import Client
-
-    with Client() as client:
-        view = client.job(job).cancel().view
-    if as_json:
-        write_json(view.model_dump(mode="json"))
-    say(f"{job} is {view.state}")
-    advise(f"gistmill jobs show {job}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,7 @@ def summarize(
     on_overflow: Annotated[str | None, typer.Option(help="Longer prompts: fail (default) or truncate.")] = None,
     precision: Annotated[str | None, typer.Option(help="native (default), float32 or bfloat16.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs first; -100 to 100.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, to select jobs by later. Repeatable.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the summaries here, as JSON Lines.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return after submitting; the job runs on.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as one JSON document instead.")] = False,
@@ -59,6 +61,7 @@ def summarize(
         "on_overflow": on_overflow,
         "precision": precision,
         "priority": priority,
+        "labels": _labels(label or ()),
     }
     if output is not None and not output.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no directory {output.absolute().parent}", param_hint="--output")
@@ -74,6 +77,13 @@ def summarize(
             _detach(client, job, as_json=as_json)
             return
         _finish(client, job, output, as_json=as_json)
+
+
+def _labels(texts: Iterable[str]) -> dict[str, str] | None:
+    pairs = [text.partition("=") for text in texts]
+    if any(not name or not equals for name, equals, _ in pairs):
+        raise typer.BadParameter("write NAME=VALUE, for example team=support", param_hint="--label")
+    return {name: value for name, _, value in pairs} or None
 
 
 def _detach(client: Client, job: Job, *, as_json: bool) -> None:

@@ -47,6 +47,7 @@ class NewJob:
     rows: JobRows
     distinct_dialogues: int
     chunks: int
+    retry_of_key: int | None = None
 
 
 def takes(connection: Connection, rows: JobRows, row_number: ColumnElement[int]) -> ColumnElement[bool]:
@@ -89,6 +90,7 @@ def _job_row(connection: Connection, new: NewJob, job_id: str) -> dict[str, Any]
         "kind": new.spec.kind,
         "state": JobState.QUEUED,
         "priority": new.spec.priority,
+        "retry_of_key": new.retry_of_key,
         "spec_version": SPEC_VERSION,
         "spec": new.spec.model_dump(mode="json"),
         "labels": new.spec.labels,

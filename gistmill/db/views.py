@@ -51,6 +51,7 @@ _JOBS = SqlView(
     "One row per job. items = succeeded + failed + not_run once it has ended; generated + shared = succeeded.",
     "FROM jobs j LEFT JOIN datasets d ON d.key = j.dataset_key AND d.tenant_key = j.tenant_key "
     "LEFT JOIN models m ON m.key = j.model_key AND m.tenant_key = j.tenant_key "
+    "LEFT JOIN jobs o ON o.key = j.retry_of_key AND o.tenant_key = j.tenant_key "
     "WHERE TENANT(j.tenant_key)",
     _columns(
         ("job_id", "text", "j.id", "The job's id, job_…; later jobs have larger ids."),
@@ -58,7 +59,8 @@ _JOBS = SqlView(
         ("state", "text", "j.state", "waiting, queued, running, cancelling, completed, failed or cancelled."),
         ("paused", "boolean", "j.paused", "Whether a pause is wished."),
         ("priority", "integer", "j.priority", "Higher runs first."),
-        ("attempt", "integer", "j.attempt", "1, and one more after each retry of failed items."),
+        ("attempt", "integer", "j.attempt", "1, and one more after each retry."),
+        ("retry_of", "text", "o.id", "The job whose failed rows this one takes with another spec, or null."),
         ("dataset_id", "text", "d.id", "The dataset whose rows the job takes."),
         ("dataset", "text", "d.name", "The dataset's name."),
         ("selection", "text", "j.spec ->> 'select'", "The row selection as asked for, or null for all rows."),

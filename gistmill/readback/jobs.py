@@ -77,13 +77,19 @@ def _unknown(job_id: str) -> UnknownJob:
 
 
 def _select(tenant_key: int) -> Select[Any]:
-    joined = jobs.outerjoin(datasets, datasets.c.key == jobs.c.dataset_key).outerjoin(models, models.c.key == jobs.c.model_key)
+    origin = jobs.alias()
+    joined = (
+        jobs.outerjoin(datasets, datasets.c.key == jobs.c.dataset_key)
+        .outerjoin(models, models.c.key == jobs.c.model_key)
+        .outerjoin(origin, origin.c.key == jobs.c.retry_of_key)
+    )
     return (
         select(
             jobs,
             datasets.c.name.label("dataset_name"),
             models.c.name.label("model_name"),
             models.c.version.label("model_version"),
+            origin.c.id.label("retry_of"),
             db_now().label("now"),
         )
         .select_from(joined)
@@ -106,6 +112,8 @@ def _view(row: Row[Any], live: Sequence[Row[Any]]) -> JobView:
         kind=row.kind,
         state=row.state,
         paused=row.paused,
+        attempt=row.attempt,
+        retry_of=row.retry_of,
         dataset=row.dataset_name or spec.get("dataset", ""),
         select=spec.get("select"),
         model=model,

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from gistmill.submit.jobs import ResolvedModel, submit_job
 from gistmill.submit.loading import load_dataset_file, load_rows, sweep_datasets
+from gistmill.submit.retrying import submit_retry
 
-__all__ = ["ResolvedModel", "load_dataset_file", "load_rows", "submit_job", "sweep_datasets"]
+__all__ = ["ResolvedModel", "load_dataset_file", "load_rows", "submit_job", "submit_retry", "sweep_datasets"]

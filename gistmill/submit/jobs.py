@@ -39,6 +39,14 @@ class ResolvedModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The job that a new one comes from, and the rows of it that the new one takes."""
+
+    job_key: int
+    rows: JobRows
+
+
+@dataclass(frozen=True)
 class _Request:
     """Who asks for what, and under which idempotency key."""
 
@@ -46,6 +54,7 @@ class _Request:
     spec: SummarizeSpec
     digest: str
     idempotency_key: str | None
+    origin: Origin | None
 
 
 def submit_job(
@@ -53,6 +62,7 @@ def submit_job(
     tenant_key: int,
     spec: SummarizeSpec,
     *,
+    origin: Origin | None = None,
     idempotency_key: str | None = None,
     resolve_model: Callable[[str], ResolvedModel] | None = None,
     ring: Callable[[str], object] | None = None,
@@ -63,7 +73,7 @@ def submit_job(
     Everything is checked before anything is written; then the job is committed with all its chunks, and the bell is rung.
     The same key with the same spec is the same job, also when two come at once. Its bell is rung again: whoever asks again
     may have died before the first one. `resolve_model` turns the model reference into a row of `models`; by itself that is
-    a look at those rows, and never at a hub.
+    a look at those rows, and never at a hub. With an `origin` the rows are the origin's, whatever the spec selects.
 
     Raises:
         IdempotencyMismatch: the key came with another spec before.
@@ -72,7 +82,9 @@ def submit_job(
     """
     if idempotency_key is not None and not 0 < len(idempotency_key) <= LONGEST_KEY:
         raise InvalidInput(f"An Idempotency-Key has 1 to {LONGEST_KEY} characters; this one has {len(idempotency_key)}.")
-    request = _Request(tenant_key, spec, digest_of(spec.model_dump(mode="json")), idempotency_key)
+    body = spec.model_dump(mode="json")
+    digest = digest_of(body if origin is None else {"retry_of": origin.job_key, "spec": body})
+    request = _Request(tenant_key, spec, digest, idempotency_key, origin)
     earlier = _find_earlier(database, request)
     resolve = resolve_model or partial(models.resolve, database, tenant_key)
     job_id, created = (earlier, False) if earlier else _submit_new(database, request, resolve, live_within_s)
@@ -87,7 +99,7 @@ def _submit_new(
     prompt = prompts.get(request.spec.prompt)
     with database.read() as connection:
         dataset = _get_ready(connection, request.tenant_key, request.spec.dataset)
-    rows = _select(request.spec.select, dataset.rows)
+    rows = _select(request.spec.select, dataset.rows) if request.origin is None else request.origin.rows
     model = resolve_model(request.spec.model)
     with database.read() as connection:
         ranges = _plan(connection, request.tenant_key, dataset, rows, model.digest, live_within_s)
@@ -103,6 +115,7 @@ def _submit_new(
         rows=rows,
         distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
         chunks=len(ranges),
+        retry_of_key=None if request.origin is None else request.origin.job_key,
     )
     try:
         job_id = database.transact(lambda connection: insert_job(connection, new, ranges))

@@ -244,11 +244,11 @@ def test_a_key_has_a_sensible_length(database: Database, resolve: Callable[[str]
         submit_job(database, first_tenant(database), spec_of(), idempotency_key=key, resolve_model=resolve)
 
 
-def test_twenty_requests_with_one_key_make_one_job(database: Database, resolve: Callable[[str], Model]) -> None:
+def test_fifty_requests_with_one_key_make_one_job(database: Database, resolve: Callable[[str], Model]) -> None:
     make_dataset(database, [f"dialogue {number}" for number in range(40)])
     tenant = first_tenant(database)
     # All have looked for an earlier job before the first one writes.
-    all_are_in = threading.Barrier(20, timeout=30)
+    all_are_in = threading.Barrier(50, timeout=60)
     answers: list[tuple[str, bool]] = []
 
     def resolve_together(reference: str) -> Model:
@@ -258,13 +258,13 @@ def test_twenty_requests_with_one_key_make_one_job(database: Database, resolve: 
     def run() -> None:
         answers.append(submit_job(database, tenant, spec_of(), idempotency_key="k", resolve_model=resolve_together))
 
-    threads = [threading.Thread(target=run) for _ in range(20)]
+    threads = [threading.Thread(target=run) for _ in range(50)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
 
-    assert len(answers) == 20
+    assert len(answers) == 50
     assert len({job_id for job_id, _ in answers}) == 1
     assert sum(is_new for _, is_new in answers) == 1
     assert (count(database, jobs), count(database, chunks)) == (1, job_of(database, answers[0][0]).chunks)

@@ -218,3 +218,32 @@ def test_cancelled_job_ends_with_status_1(stack: Home, tmp_path: Path) -> None:
     done = stack.run("jobs", "cancel", job)
     assert done.status == 6
     assert "completed" in done.err
+
+
+def test_jobs_are_steered_by_name_and_by_selection(stack: Home, tmp_path: Path) -> None:
+    calls = write(tmp_path / "calls.jsonl", *({"dialogue": f"steered {number}"} for number in range(5)))
+    job = stack.run("summarize", str(calls), "--model", "gist-tiny", "--label", "team=steering", "--json").json["id"]
+    over = stack.run("jobs", "pause", job)
+    assert (over.status, "has completed already" in over.err) == (6, True)
+    nothing = stack.run("jobs", "retry", job)
+    assert (nothing.status, "Every item" in nothing.err) == (6, True)
+    assert "0 jobs cancelled" in stack.run("jobs", "cancel", "--where", "label.team=steering").err
+    asked = stack.run("jobs", "retry", "--where", "label.team=steering", "--where", "prompt=none")
+    assert (asked.status, "0 jobs retried" in asked.err) == (0, True)
+    assert stack.run("jobs", "cancel", "--where", "nonsense").status == 1
+    assert stack.run("jobs", "cancel").status == 1
+    assert stack.run("jobs", "cancel", job, "--state", "queued").status == 1
+
+
+def test_failed_rows_become_a_new_job_with_a_changed_spec(stack: Home, tmp_path: Path) -> None:
+    long = " ".join(["word"] * 60)
+    calls = write(tmp_path / "calls.jsonl", {"dialogue": "short one"}, {"dialogue": long})
+    done = stack.run("summarize", str(calls), "--model", "gist-tiny", "--max-input-tokens", "40", "--json")
+    assert (done.status, counts(done)["failed"]) == (3, 1)
+    job = done.json["id"]
+    assert stack.run("jobs", "retry", job, "--retryable").status == 6
+    new = stack.run("jobs", "retry", job, "--set", "max_input_tokens=4096", "--json").json
+    assert (new["retry_of"], new["counts"]["items"]) == (job, 1)
+    watched = stack.run("jobs", "watch", new["id"], "--json")
+    assert (watched.status, watched.json["counts"]["succeeded"]) == (0, 1)
+    assert stack.run("jobs", "retry", job, "--set", "dataset=other").status == 1

@@ -22,7 +22,7 @@ JOB = {"id": "job_1", "kind": "summarize", "state": "queued", "dataset": "d", "m
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr("gistmill.client.POLL_S", 0.001)
+    monkeypatch.setattr("gistmill.client.client.RESUME_S", 0.001)
 
 
 def client_of(answer: Any) -> Client:

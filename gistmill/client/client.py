@@ -1,104 +1,27 @@
-"""The thin client: submit, watch and read back over HTTP. It needs no torch, no database and no queue.
-
-from gistmill.client import Client
-
-with Client() as client:
-    job = client.summarize("calls.jsonl", model="gist-tiny").wait(progress=True)
-    for result in job.results():
-        ...
-"""
+"""The client itself: what is submitted, read and steered over HTTP."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Literal
 
+from gistmill.client.job import Job
 from gistmill.errors import ApiUnreachable, InvalidInput
 from gistmill.local import Stack, join_stack
 from gistmill.settings import Settings, load_settings
 from gistmill.sources import DatasetSource, find_source
 from gistmill.specs import SummarizeSpec, parse_spec
-from gistmill.states import JobState
 from gistmill.transport import Transport
-from gistmill.views import Counts, DatasetView, ItemErrorView, JobView, ModelView, Page, QueryView, ResultView, WorkerView
+from gistmill.views import DatasetView, JobView, ModelView, Page, QueryView, SteerView, WorkerView
 
 BLOCK = 1024 * 1024
-POLL_S = 0.3
+RESUME_S = 0.3
 # How often a broken stream of results is taken up again without one line having come in between.
 RESUMES = 8
-
-
-class Job:
-    """A submitted job. Its fields are as of the last `refresh`."""
-
-    def __init__(self, client: Client, view: JobView) -> None:
-        self._client = client
-        self.view = view
-
-    @property
-    def id(self) -> str:
-        """The id that SQL and every command know."""
-        return self.view.id
-
-    @property
-    def state(self) -> str:
-        """The state as of the last refresh."""
-        return self.view.state
-
-    @property
-    def counts(self) -> Counts:
-        """The counts as of the last refresh."""
-        return self.view.counts
-
-    def refresh(self) -> Job:
-        """Read the job again."""
-        self.view = self._client.get_job_view(self.id)
-        return self
-
-    def wait(
-        self, *, progress: bool = False, timeout_s: float | None = None, on_change: Callable[[JobView], None] | None = None
-    ) -> Job:
-        """Return when the job has ended; `progress` draws a bar on standard error.
-
-        Raises:
-            TimeoutError: it has not ended in `timeout_s` seconds; it runs on.
-        """
-        if progress and on_change is None:
-            from gistmill.progress import show_progress
-
-            with show_progress() as on_change:
-                return self.wait(timeout_s=timeout_s, on_change=on_change)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            self.refresh()
-            if on_change is not None:
-                on_change(self.view)
-            if JobState(self.view.state).is_final:
-                return self
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"The job {self.id} is {self.view.state} after {timeout_s} s; it runs on.")
-            time.sleep(POLL_S)
-
-    def results(self, *, follow: bool = True, after: str | None = None) -> Iterator[ResultView]:
-        """Yield every summary once, as they arrive while the job runs and in input order when it has ended.
-
-        A broken connection is taken up again behind the last line. `follow=False` ends with what there is now.
-        """
-        path = f"/v1/jobs/{self.id}/results"
-        return self._client.read_lines(path, ResultView, after=after, follow=str(follow).lower())
-
-    def errors(self, *, after: str | None = None) -> Iterator[ItemErrorView]:
-        """Yield the failed items in input order."""
-        return self._client.read_lines(f"/v1/jobs/{self.id}/errors", ItemErrorView, after=after)
-
-    def cancel(self) -> Job:
-        """Ask the job to stop; running work ends within seconds."""
-        self.view = JobView.model_validate(self._client.transport.post(f"/v1/jobs/{self.id}/cancel", repeat=True))
-        return self
 
 
 class Client:
@@ -214,6 +137,22 @@ class Client:
         """Yield the jobs, newest first."""
         return self._pages("/v1/jobs", JobView, state=state)
 
+    def steer(
+        self,
+        action: Literal["cancel", "pause", "resume", "retry"],
+        *,
+        where: Iterable[str] = (),
+        state: str | None = None,
+        preview: bool = False,
+        **options: Any,
+    ) -> SteerView:
+        """Cancel, pause, resume or retry every job that meets the conditions; with `preview` only count them.
+
+        A condition is NAME=VALUE: label.NAME, kind, model, dataset or prompt. `options` are `failed`, `retryable` and `up_to`.
+        """
+        body = {"action": action, "where": list(where), "state": state, "preview": preview} | options
+        return SteerView.model_validate(self.transport.post("/v1/jobs/steer", body, repeat=preview))
+
     def list_models(self) -> Iterator[ModelView]:
         """Yield every model version."""
         return self._pages("/v1/models", ModelView)
@@ -258,7 +197,7 @@ class Client:
                 breaks += 1
                 if breaks > RESUMES:
                     raise
-                time.sleep(POLL_S * breaks)
+                time.sleep(RESUME_S * breaks)
 
     def _pages(self, path: str, view: type[Any], **params: Any) -> Iterator[Any]:
         after: str | None = None

@@ -1,0 +1,76 @@
+"""Take an ended job up again: only what is missing is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+from sqlalchemy import Row
+
+from gistmill import errors
+from gistmill.control.wishes import Ring
+from gistmill.db import retrying
+from gistmill.db.session import Database
+from gistmill.errors import ItemError, NothingToRetry
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Which of the missing items a retry takes up.
+
+    `failed` leaves out jobs with items that were never run; `retryable` leaves out items whose error would only repeat itself.
+    """
+
+    failed: bool = False
+    retryable: bool = False
+
+    @property
+    def codes(self) -> tuple[str, ...] | None:
+        """The error codes to take up again, or None for all."""
+        return retryable_codes() if self.retryable else None
+
+
+def retryable_codes() -> tuple[str, ...]:
+    """Return the codes of item errors that may not happen again."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ItemError)]
+    return tuple(sorted(kind.code for kind in kinds if kind.retryable))
+
+
+def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | None = None, *, ring: Ring | None = None) -> int:
+    """Queue what an ended job is missing, as a new attempt, and return how many items that is.
+
+    Raises:
+        UnknownJob: there is no such job of this tenant.
+        JobNotOver: the job runs, or another retry was faster.
+        NothingToRetry: no item is missing, or none of those that `missing` names.
+    """
+    missing = missing or Missing()
+    with database.read() as connection:
+        job = retrying.get_ended(connection, tenant_key, job_id)
+        if missing.failed and job.not_run:
+            raise NothingToRetry(
+                f"The job {job_id} has {job.not_run} items that were never run; leave out --failed to run those too."
+            )
+        found = retrying.count_errors(connection, job.key, missing.codes) + job.not_run
+        if found == 0:
+            raise NothingToRetry(_why_nothing(job, missing))
+        chunk_keys = retrying.find_chunks(connection, job, missing.codes)
+    database.transact(partial(retrying.reopen, job=job, chunk_keys=chunk_keys, codes=missing.codes))
+    items = int(found)
+    log.info("job_retried", job_id=job_id, items=items, chunks=len(chunk_keys), attempt=job.attempt + 1)
+    if ring is not None:
+        ring(job.kind)
+    return items
+
+
+def _why_nothing(job: Row[Any], missing: Missing) -> str:
+    if missing.retryable and job.failed:
+        return (
+            f"None of the {job.failed} failed items of the job {job.id} has an error that another try could mend. "
+            "Leave out --retryable, or change the job with --set."
+        )
+    return f"Every item of the job {job.id} has its summary."
