@@ -15,6 +15,7 @@ from gistmill.db import workers as worker_rows
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
 from gistmill.errors import Draining, JobEnded, JobPaused, LeaseLost, Stalled, Stopped, StoreUnavailable
+from gistmill.faults import point
 from gistmill.settings import WorkerSettings
 from gistmill.states import CLAIMABLE_JOB_STATES
 from gistmill.sweep import Sweeper
@@ -134,6 +135,7 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Do what is due: renew, read the wish, sweep."""
+        point("heart.beat")
         watch, now = self._watch, time.monotonic()
         if watch is not None and watch.must_abandon:
             log.error("handler_hangs", chunk=watch.claim.chunk_key, job_id=watch.claim.job_id)

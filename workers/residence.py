@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from gistmill.errors import DeviceTooSmall
+from gistmill.faults import point
 from gistmill.specs import Precision
 from workers.engine.base import Engine
 
@@ -71,6 +72,7 @@ class Residence:
         if needed_bytes > self._device_bytes:
             raise DeviceTooSmall(needed_bytes=needed_bytes)
         self._make_room(needed_bytes)
+        point("load.begun", digest=digest)
         engine = self._load(directory, precision)
         self._engines[key] = engine
         log.info("model_loaded", digest=digest, engine=engine.name, device=engine.device, dtype=engine.dtype)

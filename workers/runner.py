@@ -29,6 +29,7 @@ from gistmill.errors import (
     Stopped,
     StoreUnavailable,
 )
+from gistmill.faults import point
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
 from gistmill.sweep import budgets, ring_waiting
@@ -92,8 +93,12 @@ class Runner:
         try:
             ending = self._handle(chunk, partial(self.handlers[chunk.kind].run, chunk, watch))
             if ending is not None:
+                point("ending.begun", claim=chunk, ending=ending)
                 self.database.transact(ending)
+                point("ending.committed", claim=chunk, ending=ending)
         except LeaseLost:
+            # It may have run out while SQL did not answer: then nobody took the chunk, and it goes back without a crash.
+            self._is_unsure = True
             log.warning("lease_lost", job_id=chunk.job_id, chunk=chunk.chunk_key, epoch=chunk.epoch)
         except StoreUnavailable as error:
             self._is_unsure = True
@@ -140,6 +145,7 @@ class Runner:
                 claimant = replace(self.claimant, resident=self.resident())
                 lease_s = self.settings.lease_s
                 found = self.database.transact(partial(claim, claimant=claimant, lease_s=lease_s))
+                point("claim.committed", claim=found)
                 if found is None:
                     self.database.transact(partial(worker_rows.rest, worker=claimant.worker))
                 return found

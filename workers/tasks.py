@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from celery import Celery
 
+from gistmill.faults import point
 from gistmill.queue import TASK
 
 
@@ -13,6 +14,7 @@ def register(app: Celery, work: Callable[[], None]) -> None:
     """Make a bell call `work`. The bell's arguments are ignored: it may be forged, doubled or old."""
 
     def bell(*_args: object, **_kwargs: object) -> None:
+        point("bell.popped")
         work()
 
     app.task(name=TASK, ignore_result=True)(bell)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.ledger import Ledger
 from tests.support.servers import die_with_parent
 
 LEASE_S = 2.0
@@ -58,8 +61,14 @@ class Fleet:
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[WorkerProcess] = field(default_factory=list)
 
-    def start(self, *, seconds_per_row: float = 0.0, **environment: str) -> WorkerProcess:
-        """Start one worker, without a launcher."""
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.directory / "ledger.jsonl")
+
+    def start(
+        self, *, seconds_per_row: float = 0.0, drill: Sequence[dict[str, object]] = (), **environment: str
+    ) -> WorkerProcess:
+        """Start one worker, without a launcher. It keeps the ledger, and meets the blows of the drill (faults.py)."""
         worker = str(uuid.uuid4())
         home = self.directory / worker
         home.mkdir(parents=True)
@@ -67,8 +76,11 @@ class Fleet:
         pinned = ["--device-uuid", "cpu-0", "--device-kind", "cpu", "--device-name", "CPU", "--device-bytes", str(2**34)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "workers", "--child", worker, *pinned],
-                env=self.env(home) | {"GISTMILL_WORKER__FAKE_SECONDS_PER_ROW": str(seconds_per_row)} | environment,
+                [sys.executable, "-m", "tests.support.children.drilled_worker", "--child", worker, *pinned],
+                env=self.env(home)
+                | {"GISTMILL_WORKER__FAKE_SECONDS_PER_ROW": str(seconds_per_row)}
+                | {"GISTMILL_TEST_LEDGER": str(self.ledger.path), "GISTMILL_TEST_DRILL": json.dumps(list(drill))}
+                | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

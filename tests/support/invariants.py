@@ -8,6 +8,7 @@ from gistmill.db.check import check
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, generations, jobs, results
 from tests.support.jobs import job_row
+from tests.support.ledger import Ledger, assert_agrees
 from tests.support.servers import wait_until
 
 
@@ -41,3 +42,9 @@ def assert_complete(database: Database, job: int) -> None:
         assert connection.execute(doubled).all() == []
         assert connection.execute(select(func.min(jobs.c.chunks_left))).scalar_one() >= 0
     assert check(database) == []
+
+
+def assert_all_ended(database: Database, job: int, ledger: Ledger) -> None:
+    """The job is complete, and the ledger that its workers kept tells the same."""
+    assert_complete(database, job)
+    assert_agrees(ledger, database)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from gistmill.errors import DeviceOutOfMemory, GenerationFailed
+from gistmill.faults import point
 from gistmill.specs import GenerationParameters
 from workers.engine.base import Completion, Outcome
 from workers.engine.batched import BatchedEngine, BatchFailed, Row
@@ -59,6 +60,7 @@ class FakeEngine(BatchedEngine):
             raise BatchFailed(DeviceOutOfMemory())
         if any(self.fail_on in row.prompt.text for row in rows):
             raise BatchFailed(GenerationFailed(f"The fake engine fails on {self.fail_on}."))
+        point("generate.begun", rows=rows)
         outcomes = [_complete(row, parameters) for row in rows]
         steps = max(outcome.tokens_out for outcome in outcomes)
         if not self._decode(steps, self.seconds_per_row * len(rows), should_stop):

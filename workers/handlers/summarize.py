@@ -13,6 +13,7 @@ from gistmill.db.claim import Claim
 from gistmill.db.results import Found, Lost, Made, Recorded, Unit
 from gistmill.db.session import Database
 from gistmill.errors import GenerationFailed
+from gistmill.faults import point
 from gistmill.settings import WorkerSettings
 from gistmill.specs import SummarizeSpec
 from workers.engine.base import Completion, Engine, Prompt
@@ -84,7 +85,11 @@ class SummarizeHandler:
         self, claim: Claim, lease: Lease, *, made: Sequence[Made] = (), found: Sequence[Found] = (), lost: Sequence[Lost] = ()
     ) -> Recorded:
         lease.check_write()
+        units = [item.unit for item in made] + [item.unit for item in found] + [item.unit for item in lost]
+        rows = [row for unit in units for row in unit.rows]
+        point("record.begun", claim=claim, rows=rows)
         recorded = self.database.transact(partial(result_rows.record, claim=claim, made=made, found=found, lost=lost))
+        point("record.committed", claim=claim, rows=rows)
         lease.tick()
         return recorded
 

@@ -1,0 +1,1 @@
+"""The whole fault list, with real processes: `make faults`."""
