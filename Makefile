@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check coverage docs train-gist-tiny clean
+.PHONY: help setup demo test check coverage docs train-gist-tiny bench-orchestration clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -43,6 +43,12 @@ docs: $(STAMP) ## Write the generated reference pages anew
 train-gist-tiny: $(STAMP) ## Train the built-in model again and check it (about ten minutes)
 	$(BIN)/python scripts/train_gist_tiny.py
 	$(BIN)/python scripts/check_gist_tiny.py
+
+# A full run rewrites its section of docs/benchmarks.md; a short one writes nothing.
+bench-orchestration: ITEMS ?= 1000000
+bench-orchestration: DATABASE ?= both
+bench-orchestration: $(STAMP) ## Measure what Gistmill itself costs, beside plain Celery (over half an hour)
+	$(BIN)/python -m benchmarks.orchestration --items $(ITEMS) --database $(DATABASE)
 
 clean: ## Remove the virtual environment and what demos and tests left
 	rm -rf $(VENV) demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -1,0 +1,1 @@
+"""Every speed claim: the command that measures it, the peers, the ratio."""
