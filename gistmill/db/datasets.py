@@ -32,6 +32,8 @@ ABANDONED_S = 3600.0
 # A transaction of a million rows would hold other writers of an SQLite file up for half a minute.
 PAGE = 5_000
 NAMES_TO_COMPARE = 1_000
+# SQLite reads at most so many rows of each index when it gathers statistics.
+SAMPLED_ROWS = 1_000
 
 DIALOGUE_COLUMNS = [dialogues.c[name] for name in ("tenant_key", "digest", "characters", "text")]
 ROW_COLUMNS = list(dataset_rows.columns)
@@ -208,6 +210,18 @@ def write_ranks(connection: Connection, lease: Lease, ranking: Ranking) -> Lease
     values = ((lease.dataset_key, rank, ranking.keys[rank], ranking.rows[rank]) for rank in range(lease.ranked, stop))
     insert_many(connection, list(dataset_dialogues.columns), values)
     return replace(lease, ranked=stop)
+
+
+def gather_statistics(connection: Connection) -> None:
+    """Let the database look at a sample of the tables that a load has filled.
+
+    Without it SQLite walked all rows of the dataset for each dialogue of a chunk, because that order saves it a sort: 0.16 s
+    instead of 0.006 s for a page of a chunk of 5,000 rows. PostgreSQL's own daemon comes by after a minute at the earliest.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA analysis_limit={SAMPLED_ROWS}")
+    for table in (dialogues, dataset_rows, dataset_dialogues):
+        connection.exec_driver_sql(f"ANALYZE {table.name}")
 
 
 def finish(connection: Connection, lease: Lease) -> None:

@@ -55,7 +55,8 @@ def _dialogue(values: dict[str, Any], column: str, max_bytes: int) -> str:
         raise _Wrong("wrong_type", f"'{column}' must be text, not {_kind(text)}")
     if not text.strip():
         raise _Wrong("empty_dialogue", f"'{column}' is empty")
-    if len(_text(text, column).encode()) > max_bytes:
+    # A character is four bytes at most: few texts must be encoded to be measured.
+    if 4 * len(_text(text, column)) > max_bytes and len(text.encode()) > max_bytes:
         raise _Wrong("dialogue_too_long", f"'{column}' is longer than {max_bytes} bytes")
     return text
 
@@ -92,8 +93,9 @@ def _references(values: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, 
 
 
 def _metadata(values: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    used = {columns.id, columns.dialogue, *columns.references}
-    merged = {name: value for name, value in values.items() if name not in used and value is not None}
+    if values.keys() <= columns.used:
+        return {}
+    merged = {name: value for name, value in values.items() if name not in columns.used and value is not None}
     if isinstance(nested := merged.get("metadata"), dict):
         del merged["metadata"]
         merged |= nested
@@ -133,6 +135,9 @@ def _is_deeper(value: Any, limit: int) -> bool:
 def _text(text: str, column: str) -> str:
     if "\x00" in text:
         raise _Wrong("nul_character", f"'{column}' holds a NUL character, which databases cannot store")
+    # Python knows without a look whether a text is ASCII.
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

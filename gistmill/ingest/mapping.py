@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -32,14 +33,18 @@ class Mapping(BaseModel):
         return tuple(name for name in (self.id, self.dialogue, *(self.references or ())) if name is not None)
 
 
-class Columns(BaseModel):
+@dataclass(frozen=True)
+class Columns:
     """The columns of one row, resolved; the rest is metadata. `id` None means the line number."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str | None
     dialogue: str
     references: tuple[str, ...]
+    used: frozenset[str] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Collect the names, which every row is asked for."""
+        object.__setattr__(self, "used", frozenset({self.dialogue, *self.references, *(() if self.id is None else (self.id,))}))
 
 
 def parse_mapping(pairs: Iterable[str]) -> Mapping:

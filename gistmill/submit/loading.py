@@ -136,6 +136,7 @@ class _Loading:
         try:
             self._write_rows(read, count)
             self._rank()
+            self.database.transact(datasets.gather_statistics)
             self.database.transact(lambda connection: datasets.finish(connection, self.lease))
         except BaseException:
             with suppress(LeaseLost, StoreUnavailable):
