@@ -16,6 +16,8 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from gistmill.broker import Amqp
+
 log = structlog.get_logger(__name__)
 
 TASK = "gistmill.bell"
@@ -29,7 +31,7 @@ def queue_name(kind: str) -> str:
 
 def make_app(redis_url: str, key_prefix: str) -> Celery:
     """Return the Celery application of the workers. ADR 0001 says why each setting is as it is."""
-    app = Celery("gistmill", broker=redis_url, set_as_current=False)
+    app = Celery("gistmill", broker=redis_url, amqp=Amqp, set_as_current=False)
     app.conf.update(
         task_acks_late=False,
         task_ignore_result=True,

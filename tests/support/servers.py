@@ -92,6 +92,11 @@ class RedisServer:
         """Delete everything."""
         self.command("FLUSHALL")
 
+    def send(self, number: signal.Signals) -> None:
+        """Send the server's process a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """Kill the server."""
         if self._process is not None:
