@@ -28,22 +28,31 @@ PAGE = 20
 
 @dataclass
 class Contact:
-    """How long this process has had an answer to every statement: only then may it call others dead."""
+    """How long this process has had an answer to every statement: only then may it call others dead.
 
+    An answer that came late counts as none: a locked table keeps the others from renewing just as a lost connection does.
+    """
+
+    lease_s: float
     since: float | None = None
+    last: float = 0.0
 
     def answered(self) -> None:
         """Note an answer."""
-        if self.since is None:
+        if self.since is None or self._is_late():
             self.since = time.monotonic()
+        self.last = time.monotonic()
 
     def broke(self) -> None:
         """Note a missing answer."""
         self.since = None
 
-    def has_lasted(self, seconds: float) -> bool:
-        """True when every statement of the last `seconds` was answered."""
-        return self.since is not None and time.monotonic() - self.since >= seconds
+    def has_lasted(self) -> bool:
+        """True when every statement was answered, and soon, for one lease."""
+        return self.since is not None and not self._is_late() and time.monotonic() - self.since >= self.lease_s
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self.last > self.lease_s / 2
 
 
 class Sweeper:
@@ -53,7 +62,7 @@ class Sweeper:
         self.database = database
         self.bells = bells
         self.settings = settings
-        self.contact = Contact()
+        self.contact = Contact(settings.lease_s)
         self._next = time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -83,9 +92,9 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Reap, close, settle and ring once."""
-        if self.contact.has_lasted(self.settings.lease_s):
-            reaped = self.database.transact(lambda connection: crashes.reap(connection, budgets(self.settings), limit=PAGE))
-            if reaped:
+        if self.contact.has_lasted():
+            reap = partial(crashes.reap, budgets=budgets(self.settings), limit=PAGE, may_reap=self.contact.has_lasted)
+            if reaped := self.database.transact(reap):
                 log.info("leases_reaped", chunks=reaped)
         for job_key in self._find_unclosed():
             self.database.transact(partial(chunk_rows.close_ended, job_key=job_key))

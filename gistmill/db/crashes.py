@@ -7,7 +7,7 @@ only then are its crashes counted. Everything else of the chunk is done meanwhil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -31,10 +31,16 @@ def bury(connection: Connection, worker: str, budgets: Budgets) -> int:
     return buried
 
 
-def reap(connection: Connection, budgets: Budgets, *, limit: int = 20) -> int:
-    """Take chunks whose lease has ended away from their owners; return how many."""
+def reap(connection: Connection, budgets: Budgets, *, limit: int = 20, may_reap: Callable[[], bool] = lambda: True) -> int:
+    """Take chunks whose lease has ended away from their owners; return how many.
+
+    `may_reap` is asked once more when the rows have come: this transaction may have waited for a lock as long as their owners.
+    """
     query = _running().where(chunks.c.lease_until < db_now()).limit(limit).with_for_update(skip_locked=True)
-    return sum(_take_away(connection, row, budgets, expired_only=True) for row in connection.execute(query).all())
+    rows = connection.execute(query).all()
+    if not may_reap():
+        return 0
+    return sum(_take_away(connection, row, budgets, expired_only=True) for row in rows)
 
 
 def _running() -> Any:

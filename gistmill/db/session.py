@@ -24,6 +24,8 @@ BUSY_S = 30
 ATTEMPTS = 6
 # PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
 REPEATABLE_STATES = frozenset({"40001", "40P01"})
+# PostgreSQL turned read-only, as a standby or for maintenance; psycopg files that under internal errors.
+READ_ONLY_STATE = "25006"
 
 
 class Database:
@@ -106,6 +108,8 @@ def translated() -> Iterator[None]:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise StoreUnavailable(f"The database connection was lost: {_reason(error)}") from error
+        if _state(error) == READ_ONLY_STATE:
+            raise StoreUnavailable(f"The database takes no writes: {_reason(error)}") from error
         raise
 
 
@@ -115,7 +119,11 @@ def _reason(error: Exception) -> str:
 
 
 def _is_repeatable(error: BaseException | None) -> bool:
-    return getattr(getattr(error, "orig", None), "sqlstate", None) in REPEATABLE_STATES
+    return _state(error) in REPEATABLE_STATES
+
+
+def _state(error: BaseException | None) -> str | None:
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
 
 
 def _sqlite_engine(url: Any, connections: int) -> Engine:

@@ -288,17 +288,35 @@ def test_worker_stops_writing_at_its_own_time_before_the_lease_ends(database: Da
 def test_nobody_is_called_dead_before_a_whole_lease_of_contact(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("gistmill.sweep.time.monotonic", lambda: now)
-    contact = Contact()
-    assert not contact.has_lasted(2)
+    contact = Contact(lease_s=2)
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        for _ in range(round(seconds / 0.5)):
+            now += 0.5
+            contact.answered()
+
+    assert not contact.has_lasted()
     contact.answered()
-    now = 101.9
-    assert not contact.has_lasted(2)
+    pass_time(1.5)
+    assert not contact.has_lasted()
     contact.broke()
     contact.answered()
-    now = 103.0
-    assert not contact.has_lasted(2)
-    now = 104.0
-    assert contact.has_lasted(2)
+    pass_time(1.5)
+    assert not contact.has_lasted()
+    pass_time(0.5)
+    assert contact.has_lasted()
+
+
+def test_answer_that_came_late_begins_the_lease_of_contact_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("gistmill.sweep.time.monotonic", lambda: now)
+    contact = Contact(lease_s=2, since=90.0, last=99.5)
+    assert contact.has_lasted()
+    now = 101.0
+    assert not contact.has_lasted()
+    contact.answered()
+    assert not contact.has_lasted()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -31,7 +31,8 @@ class NoPostgreSQL(Exception):
 class PostgreSQLServer:
     """A PostgreSQL server in a temporary directory, reached over a Unix socket. It keeps nothing when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
+        self._settings = (*FAST, *settings)
         self._binaries = _postgresql_binaries()
         self._user = UNPRIVILEGED if os.geteuid() == 0 else None
         # A socket's path may have 107 characters at most, so it stands directly in the temporary folder.
@@ -57,8 +58,17 @@ class PostgreSQLServer:
         if made.returncode:
             self.stop()
             raise NoPostgreSQL(f"initdb failed: {made.stderr.strip()}")
-        settings = [word for setting in FAST for word in ("-c", setting)]
-        with (self._directory / "log").open("wb") as log:
+        self.launch()
+
+    @property
+    def socket(self) -> Path:
+        """The server's Unix socket; its folder is what a client calls the host."""
+        return self._directory / ".s.PGSQL.5432"
+
+    def launch(self) -> None:
+        """Start the server on the cluster that is there, and wait until it answers."""
+        settings = [word for setting in self._settings for word in ("-c", setting)]
+        with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._directory / "data", "-k", self._directory, "-h", "", *settings],
                 user=self._user,
@@ -87,20 +97,30 @@ class PostgreSQLServer:
 
     def drop(self, url: str) -> None:
         """Delete a database, whoever is connected."""
-        name = url.partition("@/")[2].partition("?")[0]
-        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        self.execute(f"DROP DATABASE IF EXISTS {name_in(url)} WITH (FORCE)")
 
-    def execute(self, statement: str, *, name: str = "postgres") -> None:
-        """Run a statement outside any transaction."""
-        with self._connect(name) as connection:
-            connection.execute(statement.encode())
+    def execute(self, *statements: str, name: str = "postgres") -> None:
+        """Run statements one by one, outside any transaction, on one connection."""
+        with self.connect(name) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
 
-    def stop(self) -> None:
-        """End the server at once and delete its files."""
+    def count_deadlocks(self, url: str) -> int:
+        """Return how many deadlocks this database has met."""
+        with self.connect("postgres") as connection:
+            query = "SELECT deadlocks FROM pg_stat_database WHERE datname = %s"
+            return int(str(connection.execute(query, (name_in(url),)).fetchone()[0]))  # type: ignore[index]
+
+    def crash(self) -> None:
+        """End the server at once, as a power cut of its processes would; `launch` lets it recover."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
             self._process = None
+
+    def stop(self) -> None:
+        """End the server at once and delete its files."""
+        self.crash()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _create(self, how: str) -> str:
@@ -108,7 +128,8 @@ class PostgreSQLServer:
         self.execute(f"CREATE DATABASE {name} {how}")
         return self.url(name)
 
-    def _connect(self, name: str) -> psycopg.Connection[tuple[object, ...]]:
+    def connect(self, name: str) -> psycopg.Connection[tuple[object, ...]]:
+        """Return a new connection that commits every statement."""
         return psycopg.connect(host=str(self._directory), user="postgres", dbname=name, autocommit=True)
 
     def _answers(self) -> bool:
@@ -117,10 +138,15 @@ class PostgreSQLServer:
             self.stop()
             raise NoPostgreSQL(f"postgres ended: {text.strip()}")
         try:
-            self._connect("postgres").close()
+            self.connect("postgres").close()
         except psycopg.OperationalError:
             return False
         return True
+
+
+def name_in(url: str) -> str:
+    """Return the name of the database in a URL that `PostgreSQLServer` gave."""
+    return url.partition("@/")[2].partition("?")[0]
 
 
 class SQLiteFiles:

@@ -10,12 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 import psycopg
 
 from gistmill.db.session import Database
+from gistmill.errors import StoreUnavailable
+from tests.support.databases import PostgreSQLServer
 from tests.support.fleet import WorkerProcess
 from tests.support.servers import RedisServer
 
@@ -69,6 +70,11 @@ def lose_reply_at(point: str, *, nth: int = 1) -> Blow:
 def die_at(point: str, *, nth: int = 1) -> Blow:
     """The thread that passes ends with an exception that nobody expects."""
     return blow(point, "die", nth=nth)
+
+
+def kill_during_commit(*, nth: int, seconds: float) -> Blow:
+    """SIGKILL that falls so many seconds after the n-th COMMIT was asked for."""
+    return blow("commit.begun", "kill_after", nth=nth, seconds=seconds)
 
 
 def kill_on_dialogue(marker: str) -> Blow:
@@ -158,8 +164,44 @@ def full_disk(workers: list[WorkerProcess]) -> Iterator[None]:
             resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, limits)
 
 
-def terminate_backends(socket: Path) -> int:
-    """End every other connection to the PostgreSQL server; return how many there were."""
-    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
-    with psycopg.connect(host=str(socket), user="postgres", dbname="postgres", autocommit=True) as connection:
-        return len(connection.execute(query).fetchall())
+def terminate_backends(server: PostgreSQLServer) -> None:
+    """End every other connection to the PostgreSQL server."""
+    server.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+    )
+
+
+@contextmanager
+def no_connections(server: PostgreSQLServer) -> Iterator[None]:
+    """Take every connection that the server has to give, those of the workers too."""
+    taken: list[psycopg.Connection[tuple[object, ...]]] = []
+    terminate_backends(server)
+    with suppress(psycopg.OperationalError):
+        while True:
+            taken.append(server.connect("postgres"))
+    assert taken
+    yield
+    for connection in taken:
+        connection.close()
+
+
+@contextmanager
+def read_only(server: PostgreSQLServer) -> Iterator[None]:
+    """Every transaction that writes is refused, on old connections too."""
+    server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    server.execute("SELECT pg_reload_conf()")
+    yield
+    server.execute("SET default_transaction_read_only = off", "ALTER SYSTEM RESET default_transaction_read_only")
+    server.execute("SELECT pg_reload_conf()")
+
+
+def provoke_deadlock(database: Database, job: int) -> bool:
+    """Lock a job's row and then its chunks, against the one order of Gistmill; True when this side was the victim."""
+    try:
+        with database.write() as connection:
+            connection.exec_driver_sql(f"SELECT key FROM jobs WHERE key = {job} FOR UPDATE")
+            time.sleep(0.15)  # The fault itself: long enough for a worker to lock its chunk and want the job.
+            connection.exec_driver_sql(f"SELECT key FROM chunks WHERE job_key = {job} FOR UPDATE")
+    except StoreUnavailable:
+        return True
+    return False

@@ -10,10 +10,13 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import Connection, Engine, event
 
 from gistmill import faults
 from gistmill.errors import StoreUnavailable
@@ -31,7 +34,7 @@ class Drill:
 
     def __call__(self, name: str, facts: dict[str, object]) -> None:
         """Note the point, then strike if a blow is meant for it."""
-        if name not in ("heart.beat", "generate.begun"):
+        if name not in ("heart.beat", "generate.begun", "commit.begun"):
             self.ledger.note(name, facts)
         self.passed[name] = self.passed.get(name, 0) + 1
         for blow in self.blows:
@@ -62,6 +65,8 @@ def strike(blow: dict[str, Any]) -> None:
     action = blow["action"]
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "kill_after":
+        threading.Thread(target=lambda: (time.sleep(blow["seconds"]), os.kill(os.getpid(), signal.SIGKILL))).start()
     elif action == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif action == "stop":
@@ -80,6 +85,12 @@ def skew(seconds: float) -> None:
     """Let this process believe that it is so much later."""
     real = time.time
     time.time = lambda: real() + seconds
+
+
+@event.listens_for(Engine, "commit")
+def pass_commit(_connection: Connection) -> None:
+    """Make the moment before each COMMIT a fault point; the product has none there."""
+    faults.point("commit.begun")
 
 
 if __name__ == "__main__":
