@@ -6,11 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from gistmill.db.session import Database, open_database
 from tests.support.databases import NoPostgreSQL, PostgreSQLServer, SQLiteFiles
 from tests.support.servers import RedisServer
+
+# `--hypothesis-profile=long` searches on where the short run stops; only the state machine asks for more than the default.
+hypothesis.settings.register_profile("long", deadline=None, max_examples=1000, stateful_step_count=80, print_blob=True)
 
 BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 

@@ -75,22 +75,24 @@ def _note_crash(connection: Connection, row: Row[Any], budgets: Budgets) -> None
 
 
 def _split(connection: Connection, row: Row[Any], unfinished: Sequence[int]) -> None:
-    """Let the chunk keep the lower half of the dialogues it has not finished, and a new one have the upper half."""
+    """Let the chunk keep the lower half of the dialogues it has not finished, and a new one have the upper half.
+
+    The two share the whole range: a later retry looks up a failed dialogue by its rank, wherever among them it lies.
+    """
     middle = len(unfinished) // 2
+    border = unfinished[middle - 1]
     ordinal = connection.execute(
         update(jobs)
         .where(jobs.c.key == row.job_key)
         .values(chunks=jobs.c.chunks + 1, chunks_left=jobs.c.chunks_left + 1)
         .returning(jobs.c.chunks)
     ).scalar_one()
-    connection.execute(
-        update(chunks).where(chunks.c.key == row.key).values(last_rank=unfinished[middle - 1], dialogues=middle, crashes=0)
-    )
+    connection.execute(update(chunks).where(chunks.c.key == row.key).values(last_rank=border, dialogues=middle, crashes=0))
     connection.execute(
         insert(chunks).values(
             job_key=row.job_key,
             ordinal=ordinal - 1,
-            first_rank=unfinished[middle],
+            first_rank=border + 1,
             last_rank=row.last_rank,
             dialogues=len(unfinished) - middle,
             state=ChunkState.QUEUED,

@@ -6,15 +6,17 @@ import math
 
 from sqlalchemy import select
 
+from gistmill.control import Missing, retry
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import crashes
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
-from gistmill.db.results import Made, Unit, load_pending, record
+from gistmill.db.results import Lost, Made, Unit, load_pending, record
 from gistmill.db.session import Database
 from gistmill.db.tables import dataset_rows, dialogues, results
-from tests.support.jobs import chunk_rows_of, expire_leases, job_row, make_job, make_worker, take
+from gistmill.errors import DeviceOutOfMemory
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
 
 TEXTS = [f"dialogue number {number:03}" for number in range(60)]
 BUDGETS = Budgets(max_failures=3, max_crashes=3, retry_base_s=0.0)
@@ -87,6 +89,23 @@ def test_only_the_unfinished_dialogues_are_split(database: Database) -> None:
     first, second = chunk_rows_of(database, job)
     assert (first["last_rank"], first["dialogues"]) == (4, 1)
     assert (second["first_rank"], second["dialogues"]) == (5, 1)
+
+
+def test_dialogue_that_failed_between_the_two_halves_is_retried(database: Database) -> None:
+    job = make_job(database, TEXTS[:6])
+    claim = claimed(database, "w1")
+    lost = [Lost(unit, DeviceOutOfMemory("x")) for unit in pending(database, claim)[2:4]]
+    database.transact(lambda connection: record(connection, claim, lost=lost))
+    bury(database, "w1")
+    claimed(database, "w2")
+    bury(database, "w2")
+    assert [(chunk["first_rank"], chunk["last_rank"]) for chunk in chunk_rows_of(database, job)] == [(0, 1), (2, 5)]
+    assert work_until_the_end(database, job, "deadly") == 0
+    assert job_row(database, job)["failed"] == 2
+    assert retry(database, first_tenant(database), job_row(database, job)["id"], Missing()) == 2
+    assert work_until_the_end(database, job, "deadly") == 0
+    row = job_row(database, job)
+    assert (row["state"], row["succeeded"], row["failed"]) == ("completed", 6, 0)
 
 
 def test_lost_epoch_with_progress_is_no_crash(database: Database) -> None:

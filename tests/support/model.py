@@ -1,0 +1,202 @@
+"""Gistmill's jobs and chunks as plain Python: what SQL must hold after every step. No locks, no SQL, no time."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from gistmill.control.retry import retryable_codes
+from gistmill.db.claim import Claim
+
+MAX_FAILURES = MAX_CRASHES = 3
+ALIVE = ("queued", "running")
+FINAL = ("completed", "failed", "cancelled")
+
+
+@dataclass
+class End:
+    """How an item ended: `code` None is a summary."""
+
+    code: str | None
+    attempt: int
+    epoch: int
+
+
+@dataclass
+class ModelChunk:
+    """A range of ranks."""
+
+    first: int
+    last: int
+    state: str = "queued"
+    epoch: int = 0
+    owner: str | None = None
+    failures: int = 0
+    crashes: int = 0
+    progressed: bool = False
+    rests: bool = False
+    outcome: str | None = None
+
+    def queue(self) -> None:
+        """Wait to be claimed again."""
+        self.state, self.owner = "queued", None
+
+    def end(self, outcome: str) -> None:
+        """Be done."""
+        self.state, self.owner, self.outcome = "done", None, outcome
+
+
+@dataclass
+class ModelJob:
+    """A job with its chunks by ordinal. `ranks` says which dialogue each row holds; all rows are selected."""
+
+    key: int
+    id: str
+    ranks: dict[int, int]
+    chunks: list[ModelChunk]
+    state: str = "queued"
+    paused: bool = False
+    attempt: int = 1
+    codes: tuple[str, ...] | None = None
+    ends: dict[int, End] = field(default_factory=dict)
+    not_run: int = 0
+
+    @property
+    def succeeded(self) -> int:
+        """Items with a summary."""
+        return sum(end.code is None for end in self.ends.values())
+
+    @property
+    def failed(self) -> int:
+        """Items with an error."""
+        return len(self.ends) - self.succeeded
+
+    @property
+    def left(self) -> int:
+        """Chunks that are not done."""
+        return sum(chunk.state != "done" for chunk in self.chunks)
+
+    def is_pending(self, row: int) -> bool:
+        """True when the item has no end, or an error that the current attempt takes up again."""
+        end = self.ends.get(row)
+        if end is None:
+            return True
+        is_old = end.code is not None and end.attempt < self.attempt
+        return is_old and (self.codes is None or end.code in self.codes)
+
+    def pending(self, first: int, last: int) -> list[int]:
+        """Return the pending rows of a range of ranks, by rank and row."""
+        rows = [row for row, rank in self.ranks.items() if first <= rank <= last and self.is_pending(row)]
+        return sorted(rows, key=lambda row: (self.ranks[row], row))
+
+    def next_chunk(self) -> ModelChunk | None:
+        """Return what a claim of this job takes."""
+        if self.state not in ALIVE or self.paused:
+            return None
+        return next((chunk for chunk in self.chunks if chunk.state == "queued" and not chunk.rests), None)
+
+    def settle(self) -> None:
+        """End the job when no chunk is left."""
+        if self.left == 0 and self.state in (*ALIVE, "cancelling"):
+            self.state = "cancelled" if self.state == "cancelling" else "completed"
+            self.not_run = len(self.ranks) - len(self.ends)
+
+    def owns(self, claim: Claim) -> ModelChunk | None:
+        """Return the claim's chunk if it is still this claim's."""
+        found = next((chunk for chunk in self.chunks if chunk.state == "running" and chunk.owner == claim.worker), None)
+        return found if found is not None and found.epoch == claim.epoch else None
+
+    def record(self, chunk: ModelChunk, rows: list[int], code: str | None) -> None:
+        """Give rows their ends."""
+        chunk.progressed = True
+        for row in rows:
+            if self.is_pending(row):
+                self.ends[row] = End(code, self.attempt, chunk.epoch)
+
+    def give_back(self, chunk: ModelChunk, *, rests: bool = False) -> None:
+        """Queue a chunk, or close it under a job that ended."""
+        chunk.queue()
+        chunk.rests = rests
+        if self.state not in ALIVE:
+            chunk.end("cancelled")
+            self.settle()
+
+    def fail(self, chunk: ModelChunk) -> None:
+        """Cost the chunk a failure."""
+        chunk.failures += 1
+        if chunk.failures < MAX_FAILURES:
+            self.give_back(chunk)
+            return
+        if self.state not in FINAL:
+            self._fail_pending(chunk, "chunk_failed")
+        chunk.end("done")
+        self.settle()
+
+    def fail_whole(self, chunk: ModelChunk) -> None:
+        """End the job because of what happened in this chunk."""
+        chunk.end("failed")
+        if self.state not in FINAL:
+            self.state = "failed"
+            self.not_run = len(self.ranks) - len(self.ends)
+
+    def crash(self, chunk: ModelChunk) -> None:
+        """Take a chunk away from an owner that is gone."""
+        if chunk.progressed:
+            chunk.crashes = 0
+        self.give_back(chunk)
+        if chunk.state == "done" or chunk.progressed:
+            return
+        unfinished = sorted({self.ranks[row] for row in self.pending(chunk.first, chunk.last)})
+        if len(unfinished) > 1:
+            border = unfinished[len(unfinished) // 2 - 1]
+            self.chunks.append(ModelChunk(border + 1, chunk.last))
+            chunk.last, chunk.crashes = border, 0
+            return
+        chunk.crashes += 1
+        if chunk.crashes >= MAX_CRASHES:
+            self._fail_pending(chunk, "worker_crashed")
+            chunk.end("failed")
+            self.settle()
+
+    def cancel(self) -> None:
+        """Wish the end of the job."""
+        self.state = "cancelling"
+        for chunk in self.chunks:
+            if chunk.state == "queued":
+                chunk.end("cancelled")
+        self.settle()
+
+    def sweep(self) -> None:
+        """Close what is queued under a job that ended."""
+        for chunk in self.chunks:
+            if chunk.state == "queued" and self.state not in ALIVE:
+                chunk.end("cancelled")
+        self.settle()
+
+    def missing(self, *, retryable: bool) -> int:
+        """Return how many items a retry would take up."""
+        codes = retryable_codes() if retryable else None
+        return self.not_run + sum(self._is_failed_with(end, codes) for end in self.ends.values())
+
+    def retry(self, *, retryable: bool) -> None:
+        """Begin a new attempt over what is missing."""
+        codes = retryable_codes() if retryable else None
+        ranks = {self.ranks[row] for row, end in self.ends.items() if self._is_failed_with(end, codes)}
+        by_first = sorted(self.chunks, key=lambda chunk: chunk.first)
+        firsts = [chunk.first for chunk in by_first]
+        holding = [by_first[bisect_right(firsts, rank) - 1] for rank in ranks]
+        for chunk in self.chunks:
+            if chunk in holding or chunk.outcome in ("cancelled", "failed"):
+                chunk.queue()
+                chunk.failures = chunk.crashes = 0
+                chunk.outcome, chunk.rests = None, False
+        self.state, self.paused, self.codes, self.not_run = "queued", False, codes, 0
+        self.attempt += 1
+
+    def _fail_pending(self, chunk: ModelChunk, code: str) -> None:
+        for row in self.pending(chunk.first, chunk.last):
+            self.ends[row] = End(code, self.attempt, chunk.epoch)
+
+    @staticmethod
+    def _is_failed_with(end: End, codes: tuple[str, ...] | None) -> bool:
+        return end.code is not None and (codes is None or end.code in codes)
