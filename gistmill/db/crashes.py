@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from gistmill.db import results
 from gistmill.db.chunks import Budgets, close_if_job_ended, count_down, queued_after
 from gistmill.db.clock import db_now
+from gistmill.db.pending import pending_ranks
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import WorkerCrashed
 from gistmill.states import ChunkState
@@ -63,7 +64,7 @@ def _take_away(connection: Connection, row: Row[Any], budgets: Budgets, *, expir
 
 
 def _note_crash(connection: Connection, row: Row[Any], budgets: Budgets) -> None:
-    unfinished = results.pending_ranks(connection, row.key)
+    unfinished = pending_ranks(connection, row.key)
     if len(unfinished) > 1:
         _split(connection, row, unfinished)
         return

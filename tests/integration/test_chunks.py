@@ -13,7 +13,8 @@ from gistmill.db import crashes
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
-from gistmill.db.results import Lost, Made, Unit, find_generations, load_pending, record
+from gistmill.db.pending import Unit, load_pending
+from gistmill.db.results import Lost, Made, find_generations, record
 from gistmill.db.session import Database
 from gistmill.db.tables import generations, results
 from gistmill.errors import GistmillError, InputTooLong, JobEnded, JobIsOver, LeaseLost, UnknownJob

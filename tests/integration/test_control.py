@@ -17,7 +17,8 @@ from gistmill.db import chunks as chunk_rows
 from gistmill.db import crashes, models
 from gistmill.db.check import check
 from gistmill.db.claim import Claim
-from gistmill.db.results import Lost, Made, Unit, load_pending, record
+from gistmill.db.pending import Unit, load_pending
+from gistmill.db.results import Lost, Made, record
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs, results
 from gistmill.errors import (

@@ -12,7 +12,8 @@ from gistmill.db import crashes
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
-from gistmill.db.results import Lost, Made, Unit, load_pending, record
+from gistmill.db.pending import Unit, load_pending
+from gistmill.db.results import Lost, Made, record
 from gistmill.db.session import Database
 from gistmill.db.tables import dataset_rows, dialogues, results
 from gistmill.errors import DeviceOutOfMemory

@@ -29,6 +29,7 @@ from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
 from gistmill.db.clock import db_now
+from gistmill.db.pending import Unit, load_pending
 from gistmill.db.session import open_database
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs, results
 from gistmill.errors import (
@@ -170,7 +171,7 @@ class Gistmill(RuleBasedStateMachine):
             return
         job = self._job_of(claim)
         with self.database.read() as connection:
-            units = result_rows.load_pending(connection, claim, limit=1000, is_sampling=False)
+            units = load_pending(connection, claim, limit=1000, is_sampling=False)
         every_row = [row for unit in units for row in unit.rows]
         units = units[start : start + size]
         write = partial(result_rows.record, claim=claim, **outcomes(units, error))
@@ -365,7 +366,7 @@ class Gistmill(RuleBasedStateMachine):
         return {row.row_number: row.rank for row in connection.execute(query)}
 
 
-def outcomes(units: list[result_rows.Unit], error: type[ItemError] | None) -> dict[str, list[object]]:
+def outcomes(units: list[Unit], error: type[ItemError] | None) -> dict[str, list[object]]:
     if error is not None:
         return {"lost": [result_rows.Lost(unit, error("x")) for unit in units]}
     return {"made": [result_rows.Made(unit, "s", "stop", 5, 2, False, "fake", "cpu", "none") for unit in units]}

@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 
 from gistmill.db.check import check
 from gistmill.db.claim import Claim
-from gistmill.db.results import load_pending
+from gistmill.db.pending import load_pending
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, datasets, job_rows, jobs, models, recipes
 from gistmill.errors import (

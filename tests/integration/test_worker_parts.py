@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -23,7 +24,7 @@ from gistmill.specs import Precision
 from gistmill.sweep import Contact, Sweeper
 from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
 from tests.support.servers import wait_until
-from workers.engine.base import Engine
+from workers.engine.base import Engine, Outcome
 from workers.engine.fake import FakeEngine
 from workers.handlers.summarize import SummarizeHandler
 from workers.heartbeat import EXIT_HUNG, Heartbeat, Watch
@@ -44,6 +45,7 @@ class Bench:
     runner: Runner
     heartbeat: Heartbeat
     drain: threading.Event
+    handler: SummarizeHandler
     loads: list[str] = field(default_factory=list)
     engine: Callable[[], Engine] = FakeEngine
     exits: list[int] = field(default_factory=list)
@@ -64,7 +66,7 @@ def bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]
     residence = Residence(lambda digest, ticker: tmp_path, load, limit_bytes=2**30, device_bytes=2**30, load_stall_s=60)
     handler = SummarizeHandler(database, residence, FAST)
     runner = Runner(database, claimant, {"summarize": handler}, heartbeat=heartbeat, bells=bells, settings=FAST, drain=drain)
-    made = Bench(database, runner, heartbeat, drain)
+    made = Bench(database, runner, heartbeat, drain, handler)
     heartbeat.exit = made.exits.append
     heartbeat.start()
     yield made
@@ -84,6 +86,31 @@ def test_runner_works_until_nothing_fits(bench: Bench) -> None:
     assert [job_row(bench.database, key)["state"] for key in keys] == ["completed", "completed"]
     assert [job_row(bench.database, key)["generated"] for key in keys] == [12, 0]
     assert len(bench.loads) == 1
+
+
+@pytest.mark.parametrize(("seconds", "commits"), [(0.0, 2), (60.0, 1)])
+def test_micro_batches_that_are_fast_are_recorded_together(bench: Bench, seconds: float, commits: int) -> None:
+    bench.handler.settings = FAST.model_copy(update={"commit_s": seconds})
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    row = job_row(bench.database, job)
+    assert (row["state"], row["arrival"]) == ("completed", commits)
+
+
+def test_draining_records_what_was_gathered_and_gives_the_rest_back(bench: Bench) -> None:
+    bench.handler.settings = FAST.model_copy(update={"commit_s": 60.0})
+
+    class Last(FakeEngine):
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            outcomes = super()._forward(*args)
+            bench.drain.set()
+            return outcomes
+
+    bench.engine = Last
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert job_row(bench.database, job)["succeeded"] == FakeEngine().max_rows
+    assert [(chunk["state"], chunk["crashes"]) for chunk in chunk_rows_of(bench.database, job)] == [("queued", 0)]
 
 
 def test_items_too_long_fail_alone_or_are_cut_and_counted(bench: Bench) -> None:

@@ -72,7 +72,9 @@ class FakeEngine(BatchedEngine):
         steps = max(steps, int(seconds / LONGEST_WAIT_S) + 1)
         started = time.monotonic()
         for step in range(1, steps + 1):
-            time.sleep(max(0.0, min(seconds / steps, started + seconds * step / steps - time.monotonic())))
+            wait_s = min(seconds / steps, started + seconds * step / steps - time.monotonic())
+            if wait_s > 0:  # A sleep of nothing takes 75 microseconds, more than all the rest of a row.
+                time.sleep(wait_s)
             if should_stop():
                 return False
         return True

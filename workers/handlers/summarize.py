@@ -1,8 +1,9 @@
-"""Summarize: look up what exists, generate what is missing, record each micro-batch."""
+"""Summarize: look up what exists, generate what is missing, record each micro-batch, or those of a second together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import structlog
@@ -10,20 +11,21 @@ import structlog
 from gistmill import prompts
 from gistmill.db import results as result_rows
 from gistmill.db.claim import Claim
-from gistmill.db.results import Found, Lost, Made, Recorded, Unit
+from gistmill.db.pending import Unit, load_pending
+from gistmill.db.results import Found, Lost, Made
 from gistmill.db.session import Database
 from gistmill.errors import GenerationFailed
 from gistmill.faults import point
 from gistmill.settings import WorkerSettings
 from gistmill.specs import SummarizeSpec
-from workers.engine.base import Completion, Engine, Prompt
+from workers.engine.base import Completion, Engine, Outcome, Prompt
 from workers.handlers.base import Lease
 from workers.residence import Residence
 
 log = structlog.get_logger(__name__)
 
 # Rows looked up and generated in one go: enough for any batch, few enough that another worker's generations are soon seen.
-ROWS = 256
+ROWS = 512
 
 
 class SummarizeHandler:
@@ -39,18 +41,24 @@ class SummarizeHandler:
         spec = SummarizeSpec.model_validate(claim.spec)
         while units := self._load_pending(claim, spec):
             lease.check()
-            found = self._find(claim, spec, units)
-            ended = self._record(claim, lease, found=found).succeeded if found else 0
-            known = {(item.unit.dialogue_key, item.unit.draw) for item in found}
-            missing = [unit for unit in units if (unit.dialogue_key, unit.draw) not in known]
-            if missing:
-                ended += self._generate(claim, lease, spec, missing)
+            ended = self._end(claim, lease, spec, units)
             if ended == 0:
                 raise GenerationFailed("The engine gave no outcome for any row.")
+            # A page that was not full was the last, and nobody else can make an item of this chunk pending again.
+            if ended == sum(len(unit.rows) for unit in units) < ROWS:
+                return
+
+    def _end(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit]) -> int:
+        """Record what exists of these units and generate the rest; return how many items ended."""
+        found = self._find(claim, spec, units)
+        ended = self._record(claim, lease, found=found) if found else 0
+        known = {(item.unit.dialogue_key, item.unit.draw) for item in found}
+        missing = [unit for unit in units if (unit.dialogue_key, unit.draw) not in known]
+        return ended + (self._generate(claim, lease, spec, missing) if missing else 0)
 
     def _load_pending(self, claim: Claim, spec: SummarizeSpec) -> list[Unit]:
         with self.database.read() as connection:
-            return result_rows.load_pending(connection, claim, limit=ROWS, is_sampling=spec.generation.do_sample)
+            return load_pending(connection, claim, limit=ROWS, is_sampling=spec.generation.do_sample)
 
     def _find(self, claim: Claim, spec: SummarizeSpec, units: Sequence[Unit]) -> list[Found]:
         with_truncated = spec.on_overflow == "truncate"
@@ -66,24 +74,24 @@ class SummarizeHandler:
         ]
         lease.enter(self.settings.generate_stall_s)
         ended = 0
-        outcomes_of_batches = engine.generate(
+        batches = engine.generate(
             batch,
             spec.generation,
             max_input_tokens=spec.max_input_tokens,
             on_overflow=spec.on_overflow,
             should_stop=lease.should_stop,
         )
-        for outcomes in outcomes_of_batches:
+        for outcomes in gathered(batches, for_s=self.settings.commit_s):
             made = [_made(units[item.key], item, engine) for item in outcomes if isinstance(item, Completion)]
             lost = [Lost(units[item.key], item.error) for item in outcomes if not isinstance(item, Completion)]
-            recorded = self._record(claim, lease, made=made, lost=lost)
-            ended += recorded.succeeded + recorded.failed
+            ended += self._record(claim, lease, made=made, lost=lost)
         lease.check()
         return ended
 
     def _record(
         self, claim: Claim, lease: Lease, *, made: Sequence[Made] = (), found: Sequence[Found] = (), lost: Sequence[Lost] = ()
-    ) -> Recorded:
+    ) -> int:
+        """Write the ends of these items in one transaction; return how many there were."""
         lease.check_write()
         units = [item.unit for item in made] + [item.unit for item in found] + [item.unit for item in lost]
         rows = [row for unit in units for row in unit.rows]
@@ -91,7 +99,23 @@ class SummarizeHandler:
         recorded = self.database.transact(partial(result_rows.record, claim=claim, made=made, found=found, lost=lost))
         point("record.committed", claim=claim, rows=rows)
         lease.tick()
-        return recorded
+        return recorded.succeeded + recorded.failed
+
+
+def gathered(batches: Iterable[list[Outcome]], *, for_s: float) -> Iterator[list[Outcome]]:
+    """Yield the outcomes of micro-batches together until they have taken `for_s` seconds: a commit costs more than a small one.
+
+    What is gathered when an engine raises is lost with it, as if the worker had died: the chunk makes it again.
+    """
+    together: list[Outcome] = []
+    began_at = time.monotonic()
+    for outcomes in batches:
+        together += outcomes
+        if time.monotonic() - began_at >= for_s:
+            yield together
+            together, began_at = [], time.monotonic()
+    if together:
+        yield together
 
 
 def _made(unit: Unit, completion: Completion, engine: Engine) -> Made:
