@@ -49,6 +49,8 @@ def make_app(redis_url: str, key_prefix: str) -> Celery:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis that is full or a replica for the moment is waited for, like one that is away.
+        broker_channel_error_retry=True,
         broker_transport_options=_transport_options(key_prefix, timeout_s=30.0, connect_timeout_s=5.0),
     )
     return app

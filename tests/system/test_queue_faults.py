@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from gistmill.db import models
 from gistmill.db.session import Database, open_database
 from gistmill.queue import Bells
+from tests.support import faults
 from tests.support.fleet import Fleet
 from tests.support.invariants import assert_complete, wait_for_end
 from tests.support.jobs import first_tenant, job_row, make_job
@@ -99,3 +100,26 @@ def test_job_of_an_api_that_was_killed_between_commit_and_bell_is_run(
     for key in keys:
         wait_for_end(database, key)
         assert_complete(database, key)
+
+
+@pytest.mark.parametrize(
+    ("hurt", "mend"),
+    [(faults.fill_memory, faults.free_memory), (faults.refuse_writes, faults.allow_writes)],
+    ids=["out-of-memory", "read-only"],
+)
+def test_worker_that_starts_while_redis_takes_no_writes_waits_and_works(
+    database: Database,
+    own_fleet: Fleet,
+    own_redis: RedisServer,
+    hurt: Callable[[RedisServer], None],
+    mend: Callable[[RedisServer], None],
+) -> None:
+    own_redis.start()
+    hurt(own_redis)
+    worker = own_fleet.start()
+    wait_until(lambda: "Trying" in worker.log.read_text() or not worker.is_alive, timeout_s=20)
+    assert worker.is_alive
+    mend(own_redis)
+    job = make_job(database, TEXTS)
+    wait_for_end(database, job)
+    assert_complete(database, job)
