@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Connection, Select, Text, cast, func, literal, select
+from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Connection, Select, Text, any_, cast, func, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from gistmill.db.clock import db_now
 
@@ -26,6 +27,16 @@ def listed(connection: Connection, values: Sequence[int] | Sequence[str]) -> Sel
         return select(func.json_each(document).table_valued("value").c.value)
     kind = Text() if values and isinstance(values[0], str) else BigInteger()
     return select(cast(func.json_array_elements_text(cast(document, JSON())), kind))
+
+
+def is_among(connection: Connection, column: ColumnElement[int], values: Sequence[int]) -> ColumnElement[bool]:
+    """The condition that a number is one of these, which always takes the column's index.
+
+    Behind IN, PostgreSQL walked all generations of a recipe for each page of a chunk: 15 ms with 60,000 of them, and rising.
+    """
+    if connection.dialect.name == "sqlite":
+        return column.in_(listed(connection, values))
+    return column == any_(literal(list(values), ARRAY(BigInteger())))
 
 
 def insert_many(

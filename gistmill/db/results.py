@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, null, select, update
 
-from gistmill.db.bulk import insert_returning, listed
+from gistmill.db.bulk import insert_returning, is_among
 from gistmill.db.claim import Claim
 from gistmill.db.fence import guard
 from gistmill.db.pending import Unit, chunk_with_job, pending_items
@@ -97,7 +97,7 @@ def find_generations(connection: Connection, claim: Claim, units: Sequence[Unit]
     by_work = {(unit.dialogue_key, unit.draw): unit for unit in units}
     query = select(*FOUND_COLUMNS).where(
         generations.c.recipe_key == claim.recipe_key,
-        generations.c.dialogue_key.in_(listed(connection, [unit.dialogue_key for unit in units])),
+        is_among(connection, generations.c.dialogue_key, [unit.dialogue_key for unit in units]),
         generations.c.draw.between(min(unit.draw for unit in units), max(unit.draw for unit in units)),
     )
     if not with_truncated:
@@ -224,7 +224,7 @@ def _count_older_errors(connection: Connection, job_key: int, attempt: int, rows
         return 0
     query = select(func.count()).where(
         results.c.job_key == job_key,
-        results.c.row_number.in_(listed(connection, [row.row_number for row in rows])),
+        is_among(connection, results.c.row_number, [row.row_number for row in rows]),
         results.c.generation_key.is_(null()),
         results.c.attempt < attempt,
     )
