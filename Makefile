@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check coverage docs train-gist-tiny bench-orchestration clean
+.PHONY: help setup demo test check coverage docs train-gist-tiny bench-orchestration soak clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -49,6 +49,11 @@ bench-orchestration: ITEMS ?= 1000000
 bench-orchestration: DATABASE ?= both
 bench-orchestration: $(STAMP) ## Measure what Gistmill itself costs, beside plain Celery (over half an hour)
 	$(BIN)/python -m benchmarks.orchestration --items $(ITEMS) --database $(DATABASE)
+
+soak: MINUTES ?= 10
+soak: DATABASE ?= sqlite
+soak: $(STAMP) ## Hurt a fleet at random for MINUTES, on DATABASE; SEED repeats the schedule
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
 
 clean: ## Remove the virtual environment and what demos and tests left
 	rm -rf $(VENV) demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -62,6 +62,12 @@ class Proxy:
         with self._lock:
             self._swallow = (statement, behind)
 
+    @property
+    def connections(self) -> int:
+        """How many connections go through now."""
+        with self._lock:
+            return len(self._pairs)
+
     def close(self) -> None:
         """End the proxy."""
         self._is_closed = True
@@ -98,8 +104,9 @@ class Proxy:
     def _pump(
         self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket], is_request: bool
     ) -> None:
-        source.settimeout(None)
         try:
+            # The pair may have been reset before this thread began.
+            source.settimeout(None)
             while block := source.recv(BLOCK):
                 while self.is_half_open and not self._is_closed:
                     time.sleep(QUICK_S)

@@ -39,7 +39,7 @@ class Drill:
         self.passed[name] = self.passed.get(name, 0) + 1
         for blow in self.blows:
             if blow["point"] == name and self._is_due(blow, facts):
-                self.ledger.note("struck", facts | {"blow": blow["action"], "at": name})
+                self.ledger.note("struck", facts | {"blow": blow.get("label") or blow["action"], "at": name})
                 strike(blow)
 
     def _is_due(self, blow: dict[str, Any], facts: dict[str, object]) -> bool:

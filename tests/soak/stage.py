@@ -1,0 +1,243 @@
+"""The stage of the soak: worker processes, api, Redis and a database, with proxies in between. It leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from sqlalchemy import select
+
+from gistmill.db.session import Database, open_database
+from gistmill.db.tables import jobs
+from gistmill.errors import StoreUnavailable
+from gistmill.states import JobState
+from tests.soak.trail import Trail
+from tests.support.databases import PostgreSQLServer, SQLiteFiles, name_in
+from tests.support.faults import Blow, kill_on_dialogue
+from tests.support.fleet import FAST, Fleet, WorkerProcess
+from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer, die_with_parent, free_port, wait_until
+
+T = TypeVar("T")
+
+SEATS = 5
+SECONDS_PER_ROW = 0.03
+TOKEN = "a-token-for-the-soak-of-32-letters"
+# A dialogue that holds this kills every worker that is about to generate it.
+KILLS = "[[kills its worker]]"
+POLL_S = 0.05
+
+
+class Host(threading.Thread):
+    """The one thread that starts processes: the kernel ends a child together with the thread that started it."""
+
+    def __init__(self, look_after: Callable[[], None]) -> None:
+        super().__init__(name="host", daemon=True)
+        self._look_after = look_after
+        self._orders: queue.Queue[Callable[[], None] | None] = queue.Queue()
+
+    def call(self, do: Callable[[], T]) -> T:
+        """Return what `do` returns, called in this thread."""
+        answer: Future[T] = Future()
+
+        def carry_out() -> None:
+            try:
+                answer.set_result(do())
+            except BaseException as error:  # noqa: BLE001 - it is raised where the call came from.
+                answer.set_exception(error)
+
+        self._orders.put(carry_out)
+        return answer.result(timeout=120)
+
+    def run(self) -> None:
+        """Carry out orders, and look after the seats in between."""
+        while True:
+            try:
+                order = self._orders.get(timeout=POLL_S)
+            except queue.Empty:
+                self._look_after()
+                continue
+            if order is None:
+                return
+            order()
+
+    def end(self) -> None:
+        """End the thread. Every process that is left ends with it."""
+        self._orders.put(None)
+        self.join(timeout=30)
+
+
+class Stage:
+    """Everything that is hurt. `over` is set when the storm is: nothing is hurt any more, but all of it still runs."""
+
+    def __init__(self, directory: Path, kind: str) -> None:
+        self.directory, self.kind = directory, kind
+        self.over = threading.Event()
+        # What others must know: whether forged bells may hang, when a job was last accepted, which jobs were to be cancelled.
+        self.has_forged = False
+        self.forging = threading.Lock()
+        self.accepted_at = 0.0
+        self.cancelled: set[str] = set()
+        self.seats: list[WorkerProcess] = []
+        self.pids: set[int] = set()
+        self.redis = RedisServer(directory)
+        self.redis_proxy = Proxy(self.redis.port)
+        self.api_port = free_port()
+        self.api_proxy = Proxy(self.api_port)
+        self.postgresql: PostgreSQLServer | None = None
+        self.sql_proxy: Proxy | None = None
+        self._api: subprocess.Popen[bytes] | None = None
+        self._host = Host(self._look_after)
+        self._is_closing = False
+
+    def start(self) -> None:
+        """Start everything and wait until the api serves."""
+        self._host.start()
+        self.database_url = self._host.call(self._make_database)
+        self.database: Database = open_database(self.database_url, connections=16)
+        url = self.database_url
+        if self.postgresql is not None:
+            self.sql_proxy = Proxy(self.postgresql.socket)
+            url = f"postgresql+psycopg://postgres@127.0.0.1:{self.sql_proxy.port}/{name_in(url)}"
+        self.fleet = Fleet(self.directory / "fleet", url, f"redis://127.0.0.1:{self.redis_proxy.port}/0")
+        self.trail = Trail(self.fleet.ledger.path)
+        self.call(self.redis.start)
+        self.start_api()
+        wait_until(self.api_answers, timeout_s=60, what="the api")
+        self.call(lambda: self.seats.extend(self._start_worker() for _ in range(SEATS)))
+
+    def call(self, do: Callable[[], T]) -> T:
+        """Start a process: whatever does so is done by the host's thread."""
+        return self._host.call(do)
+
+    def rearm(self, seat: int, drill: Sequence[Blow], **environment: str) -> WorkerProcess:
+        """Replace the worker of a seat, which drains, by one that meets these blows."""
+
+        def replace() -> WorkerProcess:
+            if self.seats[seat].is_alive:
+                self.seats[seat].process.terminate()
+            self.seats[seat] = self._start_worker(drill, **environment)
+            return self.seats[seat]
+
+        return self.call(replace)
+
+    def wait(self, seconds: float) -> None:
+        """Let a fault last; the end of the storm ends it early."""
+        self.over.wait(seconds)
+
+    def wait_for(self, condition: Callable[[], Any], *, timeout_s: float) -> bool:
+        """True as soon as the condition holds, false when it does not in time or the storm is over."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with suppress(StoreUnavailable):
+                if condition():
+                    return True
+            if self.over.wait(POLL_S):
+                return False
+        return False
+
+    def job_state(self, job: int) -> JobState:
+        """Return the state of the job with this key."""
+        with self.database.read() as connection:
+            return JobState(connection.execute(select(jobs.c.state).where(jobs.c.key == job)).scalar_one())
+
+    def client(self) -> httpx2.Client:
+        """Return a client of the api, behind its proxy."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return httpx2.Client(base_url=f"http://127.0.0.1:{self.api_proxy.port}", headers=headers, timeout=10)
+
+    def start_api(self) -> None:
+        """Start the api; it needs a moment until it answers."""
+        self.call(self._launch_api)
+
+    def kill_api(self) -> None:
+        """SIGKILL."""
+        if self._api is not None:
+            self._api.kill()
+            self._api.wait()
+
+    def api_answers(self) -> bool:
+        """True when the api serves."""
+        try:
+            return httpx2.get(f"http://127.0.0.1:{self.api_port}/healthz", timeout=1).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def close(self) -> None:
+        """End every process, whatever state it is in."""
+        self.over.set()
+        self._is_closing = True
+        # Whatever it was starting has started behind this.
+        self.call(lambda: None)
+        if hasattr(self, "fleet"):
+            self.pids |= {worker.process.pid for worker in self.fleet.workers}
+            self.fleet.stop()
+        self.kill_api()
+        for proxy in (self.redis_proxy, self.api_proxy, self.sql_proxy):
+            if proxy is not None:
+                proxy.close()
+        self.redis.stop()
+        if hasattr(self, "database"):
+            self.database.close()
+        if self.postgresql is not None:
+            self.postgresql.stop()
+        self._host.end()
+
+    def _make_database(self) -> str:
+        if self.kind == "sqlite":
+            return SQLiteFiles(self.directory).make_migrated(self.directory)
+        # A crash of the server must not take back what it had acknowledged, so commits wait for the log.
+        self.postgresql = PostgreSQLServer("synchronous_commit=on", "deadlock_timeout=100ms")
+        self.postgresql.start()
+        return self.postgresql.make_migrated()
+
+    def _start_worker(self, drill: Sequence[Blow] = (), **environment: str) -> WorkerProcess:
+        return self.fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[kill_on_dialogue(KILLS), *drill], **environment)
+
+    def _launch_api(self) -> None:
+        home = self.directory / "api"
+        home.mkdir(exist_ok=True)
+        own = {"GISTMILL_API__PORT": str(self.api_port), "GISTMILL_API__TOKEN": TOKEN}
+        with (self.directory / "api.log").open("ab") as log:
+            self._api = subprocess.Popen(
+                [sys.executable, "-m", "api"],
+                env=self.fleet.env(home) | FAST | own,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            )
+        self.pids.add(self._api.pid)
+
+    def _look_after(self) -> None:
+        """Start a worker wherever one has died, as a launcher would."""
+        if self._is_closing:
+            return
+        for number, worker in enumerate(self.seats):
+            if not worker.is_alive:
+                self.seats[number] = self._start_worker()
+
+
+def find_left(stage: Stage) -> list[int]:
+    """Return the processes of this stage that still run: those it started, and any whose environment names its folder."""
+    mark = str(stage.directory).encode()
+    left = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if ") Z " not in (entry / "stat").read_text() and mark in (entry / "environ").read_bytes():
+                left.append(int(entry.name))
+        except OSError:
+            continue
+    return left
