@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.soak import on_jobs, on_servers, on_workers
+from tests.soak import on_api, on_jobs, on_redis, on_sql, on_workers
 from tests.soak.plan import Fault, Met
 from tests.soak.stage import Stage
 from tests.support.faults import KILLING_POINTS
@@ -72,25 +72,25 @@ CLASSES = (
     FaultClass("clock-ahead", "points", on_workers.skew_clock, "itself", {"seconds": (600, 600)}),
     FaultClass("clock-behind", "points", on_workers.skew_clock, "itself", {"seconds": (-600, -600)}),
     FaultClass("poison", "poison", on_workers.poison, "itself", {"dialogues": (4, 8), "where": (0, 7)}),
-    _redis("redis-flushed", on_servers.flush_redis),
-    _redis("redis-restarted-empty", on_servers.restart_redis, seconds=(0.1, 1.5)),
-    _redis("redis-clients-killed", on_servers.kill_redis_clients),
-    _redis("redis-link-cut", on_servers.cut_redis, seconds=(0.5, 2.5)),
-    _redis("redis-link-half-open", on_servers.half_open_redis, seconds=(0.5, 2.5)),
-    _redis("redis-link-slow", on_servers.slow_redis, seconds=(1.0, 3.0)),
-    _redis("bells-forged", on_servers.forge_bells, bells=(5, 30)),
-    _redis("redis-read-only", on_servers.make_redis_read_only, seconds=(0.5, 2.0)),
-    _redis("redis-out-of-memory", on_servers.fill_redis, seconds=(0.5, 2.0)),
-    _sql("sql-locked-past-lease", on_servers.lock_sql, seconds=(2.5, 4.0)),
-    _sql("disk-full", on_servers.fill_disk, "sqlite", seconds=(1.0, 3.0)),
-    _sql("sql-crashed", on_servers.crash_sql, "postgresql", seconds=(0.0, 3.0)),
-    _sql("sql-backends-terminated", on_servers.terminate_sql, "postgresql"),
-    _sql("sql-link-cut", on_servers.cut_sql, "postgresql", seconds=(0.5, 3.5)),
-    _sql("sql-link-half-open", on_servers.half_open_sql, "postgresql", seconds=(0.5, 3.5)),
-    _sql("sql-link-slow", on_servers.slow_sql, "postgresql", seconds=(1.0, 3.0)),
-    _sql("sql-deadlock", on_servers.deadlock, "postgresql"),
-    FaultClass("api-killed", "api", on_servers.kill_api, "itself", {"seconds": (0.0, 2.0)}),
-    FaultClass("http-reply-lost", "api", on_servers.lose_http_reply, "itself"),
+    _redis("redis-flushed", on_redis.flush_redis),
+    _redis("redis-restarted-empty", on_redis.restart_redis, seconds=(0.1, 1.5)),
+    _redis("redis-clients-killed", on_redis.kill_redis_clients),
+    _redis("redis-link-cut", on_redis.cut_redis, seconds=(0.5, 2.5)),
+    _redis("redis-link-half-open", on_redis.half_open_redis, seconds=(0.5, 2.5)),
+    _redis("redis-link-slow", on_redis.slow_redis, seconds=(1.0, 3.0)),
+    _redis("bells-forged", on_redis.forge_bells, bells=(5, 30)),
+    _redis("redis-read-only", on_redis.make_redis_read_only, seconds=(0.5, 2.0)),
+    _redis("redis-out-of-memory", on_redis.fill_redis, seconds=(0.5, 2.0)),
+    _sql("sql-locked-past-lease", on_sql.lock_sql, seconds=(2.5, 4.0)),
+    _sql("disk-full", on_sql.fill_disk, "sqlite", seconds=(1.0, 3.0)),
+    _sql("sql-crashed", on_sql.crash_sql, "postgresql", seconds=(0.0, 3.0)),
+    _sql("sql-backends-terminated", on_sql.terminate_sql, "postgresql"),
+    _sql("sql-link-cut", on_sql.cut_sql, "postgresql", seconds=(0.5, 3.5)),
+    _sql("sql-link-half-open", on_sql.half_open_sql, "postgresql", seconds=(0.5, 3.5)),
+    _sql("sql-link-slow", on_sql.slow_sql, "postgresql", seconds=(1.0, 3.0)),
+    _sql("sql-deadlock", on_sql.deadlock, "postgresql"),
+    FaultClass("api-killed", "api", on_api.kill_api, "itself", {"seconds": (0.0, 2.0)}),
+    FaultClass("http-reply-lost", "api", on_api.lose_http_reply, "itself"),
     _jobs("cancel", on_jobs.cancel),
     _jobs("pause-and-resume", on_jobs.pause),
     _jobs("retry", on_jobs.retry),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ class Plan:
     faults: tuple[Fault, ...]
     jobs: tuple[PlannedJob, ...]
     required: int
-    classes: tuple[str, ...] = field(default=())
+    classes: tuple[str, ...]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +19,7 @@ from gistmill.db.session import Database, open_database
 from gistmill.db.tables import jobs
 from gistmill.errors import StoreUnavailable
 from gistmill.states import JobState
+from tests.soak.host import POLL_S, Host
 from tests.soak.trail import Trail
 from tests.support.databases import PostgreSQLServer, SQLiteFiles, name_in
 from tests.support.faults import Blow, kill_on_dialogue
@@ -32,49 +31,10 @@ T = TypeVar("T")
 
 SEATS = 5
 SECONDS_PER_ROW = 0.03
+MARK = "SOAK_STAGE"
 TOKEN = "a-token-for-the-soak-of-32-letters"
 # A dialogue that holds this kills every worker that is about to generate it.
 KILLS = "[[kills its worker]]"
-POLL_S = 0.05
-
-
-class Host(threading.Thread):
-    """The one thread that starts processes: the kernel ends a child together with the thread that started it."""
-
-    def __init__(self, look_after: Callable[[], None]) -> None:
-        super().__init__(name="host", daemon=True)
-        self._look_after = look_after
-        self._orders: queue.Queue[Callable[[], None] | None] = queue.Queue()
-
-    def call(self, do: Callable[[], T]) -> T:
-        """Return what `do` returns, called in this thread."""
-        answer: Future[T] = Future()
-
-        def carry_out() -> None:
-            try:
-                answer.set_result(do())
-            except BaseException as error:  # noqa: BLE001 - it is raised where the call came from.
-                answer.set_exception(error)
-
-        self._orders.put(carry_out)
-        return answer.result(timeout=120)
-
-    def run(self) -> None:
-        """Carry out orders, and look after the seats in between."""
-        while True:
-            try:
-                order = self._orders.get(timeout=POLL_S)
-            except queue.Empty:
-                self._look_after()
-                continue
-            if order is None:
-                return
-            order()
-
-    def end(self) -> None:
-        """End the thread. Every process that is left ends with it."""
-        self._orders.put(None)
-        self.join(timeout=30)
 
 
 class Stage:
@@ -82,6 +42,8 @@ class Stage:
 
     def __init__(self, directory: Path, kind: str) -> None:
         self.directory, self.kind = directory, kind
+        # Every child inherits it, so that one that is left behind can be told.
+        os.environ[MARK] = str(directory)
         self.over = threading.Event()
         # What others must know: whether forged bells may hang, when a job was last accepted, which jobs were to be cancelled.
         self.has_forged = False
@@ -89,7 +51,6 @@ class Stage:
         self.accepted_at = 0.0
         self.cancelled: set[str] = set()
         self.seats: list[WorkerProcess] = []
-        self.pids: set[int] = set()
         self.redis = RedisServer(directory)
         self.redis_proxy = Proxy(self.redis.port)
         self.api_port = free_port()
@@ -99,6 +60,7 @@ class Stage:
         self._api: subprocess.Popen[bytes] | None = None
         self._host = Host(self._look_after)
         self._is_closing = False
+        self._left: list[WorkerProcess] = []
 
     def start(self) -> None:
         """Start everything and wait until the api serves."""
@@ -126,6 +88,7 @@ class Stage:
         def replace() -> WorkerProcess:
             if self.seats[seat].is_alive:
                 self.seats[seat].process.terminate()
+            self._left.append(self.seats[seat])
             self.seats[seat] = self._start_worker(drill, **environment)
             return self.seats[seat]
 
@@ -180,7 +143,6 @@ class Stage:
         # Whatever it was starting has started behind this.
         self.call(lambda: None)
         if hasattr(self, "fleet"):
-            self.pids |= {worker.process.pid for worker in self.fleet.workers}
             self.fleet.stop()
         self.kill_api()
         for proxy in (self.redis_proxy, self.api_proxy, self.sql_proxy):
@@ -217,7 +179,6 @@ class Stage:
                 stderr=log,
                 preexec_fn=die_with_parent,
             )
-        self.pids.add(self._api.pid)
 
     def _look_after(self) -> None:
         """Start a worker wherever one has died, as a launcher would."""
@@ -226,18 +187,17 @@ class Stage:
         for number, worker in enumerate(self.seats):
             if not worker.is_alive:
                 self.seats[number] = self._start_worker()
+        # Those that have left their seats are asked too: a process that ended goes only when somebody asks how.
+        self._left = [worker for worker in self._left if worker.is_alive]
 
 
 def find_left(stage: Stage) -> list[int]:
-    """Return the processes of this stage that still run: those it started, and any whose environment names its folder."""
-    mark = str(stage.directory).encode()
+    """Return the processes of this stage that still run."""
+    mark = f"{MARK}={stage.directory}".encode()
     left = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if ") Z " not in (entry / "stat").read_text() and mark in (entry / "environ").read_bytes():
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_ended = ") Z " in (entry / "stat").read_text()
+            if not is_ended and mark in (entry / "environ").read_bytes().split(b"\0"):
                 left.append(int(entry.name))
-        except OSError:
-            continue
     return left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import and_, func, select
@@ -15,7 +15,7 @@ from gistmill.db.workers import count_live
 from gistmill.errors import GenerationFailed, StoreUnavailable, WorkerCrashed
 from gistmill.states import FINAL_JOB_STATES, JobState
 from tests.soak.intake import Intake
-from tests.soak.on_servers import QUEUE
+from tests.soak.on_redis import QUEUE
 from tests.soak.stage import KILLS, Stage
 from tests.soak.storm import RINGERS, Storm
 from tests.support.fleet import LEASE_S
@@ -49,19 +49,28 @@ def drain(stage: Stage) -> list[str]:
 
 def judge(stage: Stage, storm: Storm, intake: Intake) -> list[str]:
     """Return everything that is broken: the storm's own findings, what SQL and the ledger say, and what a wipe changes."""
-    broken = [*storm.broken, *drain(stage)]
-    broken += check(stage.database)
-    broken += _agrees(lambda: assert_agrees(stage.fleet.ledger, stage.database))
-    broken += find_wrong_jobs(stage, intake)
-    broken += find_wrong_items(stage)
-    broken += find_impossible_rows(stage)
-    broken += find_fallen_epochs(stage)
-    broken += find_writes_without_lease(stage)
-    broken += wipe_and_go_on(stage)
-    return broken
+    return [
+        *storm.broken,
+        *drain(stage),
+        *check(stage.database),
+        *_agrees(lambda: assert_agrees(stage.fleet.ledger, stage.database)),
+        *find_broken(stage, intake.accepted),
+        *wipe_and_go_on(stage),
+    ]
 
 
-def find_wrong_jobs(stage: Stage, intake: Intake) -> list[str]:
+def find_broken(stage: Stage, accepted: Mapping[str, set[str]]) -> list[str]:
+    """Return what SQL holds that must not be, or that the ledger and the intake know better."""
+    return [
+        *find_wrong_jobs(stage, accepted),
+        *find_wrong_items(stage),
+        *find_impossible_rows(stage),
+        *find_fallen_epochs(stage),
+        *find_writes_without_lease(stage),
+    ]
+
+
+def find_wrong_jobs(stage: Stage, accepted: Mapping[str, set[str]]) -> list[str]:
     """What was accepted is there once; nothing is cancelled unasked; nothing fails as a whole; the three counts add up."""
     rows = _read(stage, select(jobs))
     ids = defaultdict(set)
@@ -69,7 +78,7 @@ def find_wrong_jobs(stage: Stage, intake: Intake) -> list[str]:
         ids[row.labels["soak"]].add(row.id)
     return [
         *(f"{name} was accepted as {sorted(told)}, but SQL has {sorted(ids[name])}"
-          for name, told in intake.accepted.items() if told != ids[name]),
+          for name, told in accepted.items() if told != ids[name]),
         *(f"one submission made {len(made)} jobs: {name}" for name, made in ids.items() if len(made) > 1),
         *(f"{row.id} is {row.state} with {row.chunks_left} chunks left" for row in rows
           if row.state not in (JobState.COMPLETED, JobState.CANCELLED) or row.chunks_left),
