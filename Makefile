@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check coverage docs train-gist-tiny bench-orchestration soak clean
+.PHONY: help setup demo test check hosts coverage docs train-gist-tiny bench-orchestration soak clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ check: $(STAMP) ## Lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hosts: $(STAMP) ## Cut hosts that share nothing off from each other (needs root)
+	$(BIN)/python -m pytest tests/hosts -rs
 
 coverage: $(STAMP) ## Run the unit and integration tests and show what they cover
 	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered

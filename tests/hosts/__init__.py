@@ -1,0 +1,1 @@
+"""Hosts that share nothing, in network namespaces: `make hosts`, as root."""
