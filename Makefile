@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check hosts coverage docs train-gist-tiny bench-orchestration soak clean
+.PHONY: help setup demo test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration soak clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ check: $(STAMP) ## Lint, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+faults: $(STAMP) ## Run the whole fault list: real processes, servers and links, hurt one by one
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
 hosts: $(STAMP) ## Cut hosts that share nothing off from each other (needs root)
 	$(BIN)/python -m pytest tests/hosts -rs
 
@@ -46,6 +49,13 @@ docs: $(STAMP) ## Write the generated reference pages anew
 train-gist-tiny: $(STAMP) ## Train the built-in model again and check it (about ten minutes)
 	$(BIN)/python scripts/train_gist_tiny.py
 	$(BIN)/python scripts/check_gist_tiny.py
+
+bench-faults: $(STAMP) ## Measure what a fault point costs when it is off
+	$(BIN)/python -m benchmarks.fault_points
+
+bench-poison: DATABASE ?= sqlite
+bench-poison: $(STAMP) ## Measure what one dialogue that kills every worker costs the rest of a fleet (five minutes)
+	$(BIN)/python -m benchmarks.poison --database $(DATABASE)
 
 # A full run rewrites its section of docs/benchmarks.md; a short one writes nothing.
 bench-orchestration: ITEMS ?= 1000000

@@ -1,6 +1,6 @@
 """Fault points: named moments at which a drill may hurt this process. Nothing in the product arms them.
 
-A point that is off is one call and one comparison: 0.1 microseconds, some ten times in a micro-batch (`make bench-faults`).
+A point that is off is one call and one comparison: 0.1 microseconds, three times in a micro-batch (`make bench-faults`).
 Point names are `noun.moment`; docs/reliability.md lists them.
 """
 

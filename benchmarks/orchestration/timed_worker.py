@@ -34,7 +34,8 @@ class Clock:
         if name == "claim.committed":
             self._claimed(facts)
         elif name == "generate.begun":
-            self._mark = now
+            # Micro-batches that are recorded together are one stretch of the engine.
+            self._mark = self._mark or now
         elif name == "record.begun":
             # What exists already is recorded without being generated.
             self._generating += now - (self._mark or now)
