@@ -22,7 +22,9 @@ class DatabaseSettings(BaseModel):
 
     url: str = Field("", description="SQLAlchemy URL (sqlite:///… or postgresql+psycopg://…). Empty: SQLite in the home.")
     url_file: Path | None = Field(None, description="File that holds the URL.")
-    statement_timeout_s: PositiveFloat = Field(30.0, description="Longest a statement may take, seconds.")
+    statement_timeout_s: PositiveFloat = Field(
+        30.0, description="PostgreSQL: longest a statement may take, and a transaction stand still between two, seconds."
+    )
 
 
 class RedisSettings(BaseModel):

@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx2
 import structlog
 
-from gistmill.errors import DigestMismatch, Draining, ModelUnavailable, ModelUnreadable
+from gistmill.errors import DigestMismatch, Draining, ModelUnavailable, ModelUnreadable, UnknownModel
+from gistmill.transport import problem
 from models_store import manifest as manifests
 from models_store.importing import is_allowed
 from models_store.manifest import FileEntry, Manifest
@@ -41,7 +42,8 @@ def fetch(
     `tick` is called whenever bytes have come, to this process or to the one that it waits for.
 
     Raises:
-        ModelUnavailable: the api does not answer or does not have it, or the disk is full.
+        ModelUnavailable: the api cannot be reached or does not serve now, or the disk is full.
+        ModelUnreadable: the api says that it does not have the model.
         DigestMismatch: what came is not what was asked for.
         Draining: `should_stop` said so.
     """
@@ -73,7 +75,7 @@ def _fetch(store: Store, digest: str, base_url: str, token: str, should_stop: Sh
 
 def _get_manifest(client: httpx2.Client, digest: str) -> Manifest:
     answer = client.get(f"/v1/models/by-digest/{digest}/manifest")
-    answer.raise_for_status()
+    _check(answer)
     try:
         manifest = manifests.parse(answer.content)
     except ModelUnreadable as error:
@@ -92,13 +94,28 @@ def _download(client: httpx2.Client, digest: str, entry: FileEntry, staged: Path
     left = entry.size
     path = f"/v1/models/by-digest/{digest}/files/{entry.path}"
     with client.stream("GET", path) as answer, (staged / entry.path).open("wb") as file:
-        answer.raise_for_status()
+        _check(answer)
         for block in answer.iter_bytes():
             left -= len(block)
             if left < 0:
                 raise DigestMismatch(f"The api sent more bytes of {entry.path} than its manifest names.")
             file.write(block)
             yield
+
+
+def _check(answer: httpx2.Response) -> None:
+    """Return when the answer is what was asked for.
+
+    Raises:
+        ModelUnreadable: the api itself says that there is no such model. To ask again would be to ask for ever.
+        httpx2.HTTPStatusError: it is anything else, also a 404 of a proxy or of a wrong address, which tells nothing.
+    """
+    if answer.status_code == 404:
+        answer.read()
+        refusal = problem(answer)
+        if isinstance(refusal, UnknownModel):
+            raise ModelUnreadable(f"{refusal.message} Add the model again, then retry the job.")
+    answer.raise_for_status()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from gistmill.errors import ModelUnavailable, NotFound
+from gistmill.errors import ModelUnavailable, NotFound, UnknownModel
 from models_store import manifest as manifests
 from models_store.manifest import Manifest
 
@@ -45,11 +45,11 @@ class Store:
         """Return the directory of a model.
 
         Raises:
-            NotFound: it is not here.
+            UnknownModel: it is not here.
         """
         directory = self.find(digest)
         if directory is None:
-            raise NotFound(f"The model store has no model of digest {digest[:64]}.")
+            raise UnknownModel(f"The model store has no model of digest {digest[:64]}.")
         return directory
 
     def get_manifest(self, digest: str) -> Manifest:

@@ -25,6 +25,7 @@ from gistmill.errors import (
     JobEnded,
     LeaseLost,
     ModelError,
+    ModelUnavailable,
     Stalled,
     Stopped,
     StoreUnavailable,
@@ -40,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 # An empty claim passes the bell on at most this often: many bells for little work would otherwise ring each other.
 RING_AFTER_EMPTY_S = 1.0
-REST_WHEN_FULL_S = 10.0
+REST_S = 10.0
 EXIT_LOST_DEVICE = 71
 LONGEST_WAIT_FOR_SQL_S = 5.0
 
@@ -117,8 +118,10 @@ class Runner:
             return partial(chunk_rows.close, claim=chunk)
         except DeviceTooSmall as error:
             return partial(_ask_for_larger_device, chunk=chunk, needed_bytes=int(error.fields["needed_bytes"]))
-        except DeviceFull:
-            return partial(chunk_rows.release, claim=chunk, delay_s=REST_WHEN_FULL_S)
+        except (DeviceFull, ModelUnavailable) as error:
+            # No room, or no way to the model: that passes or needs a person, and must not cost good items their retries.
+            log.warning("chunk_rests", job_id=chunk.job_id, chunk=chunk.chunk_key, code=error.code, reason=error.message)
+            return partial(chunk_rows.release, claim=chunk, delay_s=REST_S)
         except Stalled as error:
             return partial(chunk_rows.fail, claim=chunk, error=error, budgets=budgets(self.settings))
         except Stopped as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,13 @@ def test_uploaded_files_become_a_version(api: TestClient, home: Path) -> None:
     file = api.get(f"/v1/models/by-digest/{model['digest']}/files/model.safetensors")
     assert file.content == safetensors(7)
     assert left_over(home) == []
+
+
+def test_model_whose_files_the_store_lost_is_unknown(api: TestClient, home: Path) -> None:
+    digest = api.post(f"/v1/models/uploads/{upload(api, model_files())}/publish", json={}).json()["digest"]
+    shutil.rmtree(home / "models" / "models" / digest)
+    for what in ("manifest", "files/config.json"):
+        assert code_of(api.get(f"/v1/models/by-digest/{digest}/{what}")) == (404, "unknown_model")
 
 
 def test_published_upload_is_over(api: TestClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from gistmill.errors import DigestMismatch, Draining, ModelUnavailable, NotFound
+from gistmill.errors import DigestMismatch, Draining, ModelUnavailable, ModelUnreadable, NotFound
 from models_store.fetch import fetch
 from models_store.importing import import_directory
 from models_store.manifest import Manifest
@@ -38,6 +39,7 @@ class Api:
     cut: str = ""
     gate: threading.Event = field(default_factory=threading.Event)
     held: str = ""
+    missing: bytes = json.dumps({"code": "unknown_model", "detail": "There is no such model."}).encode()
 
     def answer(self, path: str) -> bytes | None:
         """Return the body, or None for a 404."""
@@ -60,7 +62,7 @@ def serve(api: Api) -> ThreadingHTTPServer:
             api.asked.append(last)
             body = api.answer(self.path)
             status = 401 if self.headers["Authorization"] != f"Bearer {TOKEN}" else 404 if body is None else 200
-            sent = body if status == 200 and body else b""
+            sent = (body or b"") if status == 200 else api.missing if (status, last) == (404, "manifest") else b""
             self.send_response(status)
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
@@ -208,12 +210,21 @@ def test_those_who_wait_can_see_the_download_progress(api: Api, model: Manifest,
     assert min(changed) > 0
 
 
-def test_unknown_model_and_wrong_token_can_be_tried_again(api: Api, model: Manifest, worker: Store) -> None:
+def test_model_that_the_api_does_not_know_is_not_asked_for_again(api: Api, model: Manifest, worker: Store) -> None:
+    with pytest.raises(ModelUnreadable, match=r"There is no such model\. Add the model again") as refused:
+        get(worker, api, "0" * 64)
+    assert not refused.value.retryable
+    assert is_clean(worker)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>no such page</html>", b'{"code": "not_found", "detail": "no such page"}', b"[]"])
+def test_wrong_token_and_404_of_another_can_be_tried_again(api: Api, model: Manifest, worker: Store, body: bytes) -> None:
+    with pytest.raises(ModelUnavailable, match="401"):
+        fetch(worker, model.digest, base_url=api.url, token="wrong")
+    api.missing = body
     with pytest.raises(ModelUnavailable, match="404") as refused:
         get(worker, api, "0" * 64)
     assert refused.value.retryable
-    with pytest.raises(ModelUnavailable, match="401"):
-        fetch(worker, model.digest, base_url=api.url, token="wrong")
     assert is_clean(worker)
 
 

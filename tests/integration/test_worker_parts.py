@@ -145,8 +145,9 @@ def test_unreadable_model_fails_the_job_with_its_reason(bench: Bench) -> None:
     assert "cut short" in row["error"]["message"]
 
 
-def test_model_that_cannot_be_fetched_is_tried_again(bench: Bench) -> None:
-    answers = iter([ModelUnavailable("api away"), ModelUnavailable("api away")])
+def test_model_that_cannot_be_fetched_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.runner.REST_S", 0.01)
+    answers = iter([ModelUnavailable("api away")] * (FAST.max_failures + 2))
 
     def late() -> Engine:
         error = next(answers, None)
@@ -162,7 +163,8 @@ def test_model_that_cannot_be_fetched_is_tried_again(bench: Bench) -> None:
         return bool(job_row(bench.database, job)["state"] == "completed")
 
     wait_until(is_done, timeout_s=10)
-    assert chunk_rows_of(bench.database, job)[0]["failures"] == 2
+    assert job_row(bench.database, job)["succeeded"] == len(TEXTS)
+    assert [(chunk["failures"], chunk["crashes"]) for chunk in chunk_rows_of(bench.database, job)] == [(0, 0)]
 
 
 def test_unforeseen_error_costs_a_failure_and_at_last_the_items(bench: Bench) -> None:
@@ -192,11 +194,12 @@ def test_model_larger_than_the_device_waits_for_a_larger_one(bench: Bench) -> No
     assert (row["min_device_bytes"], chunk["state"], chunk["failures"], chunk["crashes"]) == (10**13, "queued", 0, 0)
 
 
-def test_full_device_rests_the_chunk_at_no_cost(bench: Bench) -> None:
-    def full() -> Engine:
-        raise DeviceFull
+@pytest.mark.parametrize("reason", [DeviceFull(), ModelUnavailable("api away")])
+def test_full_device_or_missing_api_rests_the_chunk_at_no_cost(bench: Bench, reason: Exception) -> None:
+    def refused() -> Engine:
+        raise reason
 
-    bench.engine = full
+    bench.engine = refused
     job = make_job(bench.database, TEXTS)
     bench.runner.work()
     chunk = chunk_rows_of(bench.database, job)[0]
