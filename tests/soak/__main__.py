@@ -36,7 +36,6 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     stage = Stage(directory, options.database)
-    broken = ["interrupted"]
     try:
         stage.start()
         intake = Intake(stage)
@@ -50,6 +49,7 @@ def main() -> int:
         say(format_table(lines))
         say(f"{counts}; {intake.asked_again} submissions were asked for again; at most {storm.most_bells} bells")
     except KeyboardInterrupt:
+        say(f"interrupted; logs and ledger in {directory}")
         return 130
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

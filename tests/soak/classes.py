@@ -43,6 +43,10 @@ def _point(name: str, strike: Strike, **draws: tuple[float, float]) -> FaultClas
     return FaultClass(name, "points", strike, "chunk", draws)
 
 
+def _reply(name: str, strike: Strike, **draws: tuple[float, float]) -> FaultClass:
+    return FaultClass(name, "replies", strike, "chunk", draws)
+
+
 def _redis(name: str, strike: Strike, **draws: tuple[float, float]) -> FaultClass:
     return FaultClass(name, "redis", strike, "fleet", draws)
 
@@ -62,15 +66,15 @@ CLASSES = (
     _worker("worker-stopped-past-lease", on_workers.stop_long, seconds=(3.0, 4.5)),
     _worker("worker-stopped-briefly", on_workers.stop_short, seconds=(0.3, 0.9)),
     _point("killed-at-a-point", on_workers.kill_at_point, point=(0, len(KILLING_POINTS) - 1)),
-    _point("stopped-before-a-write", on_workers.stop_in_write, nth=(1, 3)),
+    _point("stopped-before-a-write", on_workers.stop_before_write, nth=(1, 3)),
     _point("segfault", on_workers.segfault, nth=(1, 4)),
     _point("handler-hangs", on_workers.hang, nth=(1, 4)),
     _point("heart-dies", on_workers.lose_heart, nth=(3, 15)),
-    _point("claim-reply-lost", on_workers.lose_claim, nth=(1, 2)),
-    _point("record-reply-lost", on_workers.lose_record, nth=(1, 4)),
-    _point("ending-reply-lost", on_workers.lose_ending, nth=(1, 2)),
-    FaultClass("clock-ahead", "points", on_workers.skew_clock, "itself", {"seconds": (600, 600)}),
-    FaultClass("clock-behind", "points", on_workers.skew_clock, "itself", {"seconds": (-600, -600)}),
+    _reply("claim-reply-lost", on_workers.lose_claim, nth=(1, 2)),
+    _reply("record-reply-lost", on_workers.lose_record, nth=(1, 4)),
+    _reply("ending-reply-lost", on_workers.lose_ending, nth=(1, 2)),
+    FaultClass("clock-ahead", "replies", on_workers.skew_clock, "itself", {"seconds": (600, 600)}),
+    FaultClass("clock-behind", "replies", on_workers.skew_clock, "itself", {"seconds": (-600, -600)}),
     FaultClass("poison", "poison", on_workers.poison, "itself", {"dialogues": (4, 8), "where": (0, 7)}),
     _redis("redis-flushed", on_redis.flush_redis),
     _redis("redis-restarted-empty", on_redis.restart_redis, seconds=(0.1, 1.5)),

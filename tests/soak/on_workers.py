@@ -14,7 +14,8 @@ from tests.support.jobs import make_job
 
 BUSY_S = 8.0
 STRUCK_S = 15.0
-ZOMBIE_S = LEASE_S + 1.3
+# A lease, a sweep, and the turn of a job of low priority.
+TAKEN_S = LEASE_S + 8.0
 URGENT = 50
 STALL = {"GISTMILL_WORKER__GENERATE_STALL_S": "1"}
 
@@ -49,13 +50,17 @@ def stop_short(stage: Stage, fault: Fault) -> Met | None:
     return _stop(stage, fault, fault.parameters["seconds"])
 
 
-def stop_in_write(stage: Stage, fault: Fault) -> Met | None:
-    """SIGSTOP behind the worker's last look at its lease, just before it records a micro-batch, for longer than the lease."""
+def stop_before_write(stage: Stage, fault: Fault) -> Met | None:
+    """SIGSTOP behind the worker's last look at its lease, SIGCONT when another runs its chunk: only the epoch is in its way."""
     met = _arm(stage, fault, stop_at("record.begun", nth=int(fault.parameters["nth"])))
-    if met is not None:
-        stage.wait(ZOMBIE_S)
-        _continue(stage, met.pid)
-    return met
+    if met is None:
+        return None
+    chunk = stage.trail.held_by(met.pid, at=met.at)
+    stage.wait_for(lambda: stage.trail.next_step(met.at, chunk=chunk), timeout_s=TAKEN_S)
+    _continue(stage, met.pid)
+    taken = stage.trail.next_step(met.at, chunk=chunk)
+    is_held = taken is not None and taken.pid != met.pid and stage.trail.held_by(taken.pid) == chunk
+    return met if is_held else None
 
 
 def kill_at_point(stage: Stage, fault: Fault) -> Met | None:

@@ -47,7 +47,8 @@ def recovery_s(stage: Stage, told: Told) -> float | None:
 
     From the blow, or from the end of a fault that lasted, until the next committed claim, micro-batch or ending: of the chunk
     that the victim held, by whoever; of any chunk where the whole fleet was hit, or the victim held none. A chunk that was not
-    taken up again, because its job had been cancelled, does not count.
+    taken up again, because its job had been cancelled, does not count; one whose job has a low priority counts, however long
+    it waits for its turn.
     """
     met = told.met
     if met is None or met.seconds is not None:

@@ -20,6 +20,8 @@ WARM_UP_S = 4.0
 TAIL_S = 15.0
 # A poison needs a dozen crashes, each found out at the end of a lease.
 POISON_TAIL_S = 45.0
+# When a class has not been met often enough at the end, its lane may go on for so long.
+OVERTIME_S = 45.0
 ROWS_PER_S = 45
 COMMON_DIALOGUES = 300
 
@@ -43,7 +45,7 @@ def make_plan(seed: int, *, minutes: float, database: str) -> Plan:
         for fault in _draw_lane(Random(f"{seed}/{lane}"), [k for k in classes if k.lane == lane], times, minutes, numbers)
     ]
     faults = tuple(sorted(drawn, key=lambda fault: fault.at_s))
-    jobs = tuple(_draw_jobs(Random(f"{seed}/intake"), minutes * 60 - TAIL_S / 2))
+    jobs = tuple(_draw_jobs(Random(f"{seed}/intake"), minutes * 60 + OVERTIME_S))
     return Plan(seed, minutes, database, faults, jobs, required, tuple(kind.name for kind in classes))
 
 
@@ -84,7 +86,7 @@ def _draw_jobs(random: Random, end_s: float) -> Iterator[PlannedJob]:
             over_http=over_http,
             is_second_tenant=way == "sql-b",
             texts=texts,
-            per_chunk=random.choice((1, 5, 16, 40)),
+            per_chunk=random.choice((2, 8, 16, 40)),
             priority=random.choice((0, 0, 0, 10, -10)),
             seed=random.randrange(1000) if random.random() < 0.2 else None,
             asks_again=random.random() < 0.2,

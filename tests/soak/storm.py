@@ -19,6 +19,7 @@ from tests.soak.intake import Intake
 from tests.soak.on_jobs import resume_all
 from tests.soak.on_redis import QUEUE
 from tests.soak.plan import Fault, Met, Plan
+from tests.soak.schedule import OVERTIME_S
 from tests.soak.stage import SEATS, Stage
 from tests.support.fleet import LEASE_S
 
@@ -28,6 +29,7 @@ TRIES = 2
 RINGERS = SEATS + 2
 WATCH_S = 0.5
 LATE_S = 4.0
+ENDED_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,26 @@ class Storm:
         self.started_at = 0.0
 
     def rage(self) -> None:
-        """Hurt for as long as the plan says, then let every lane end and resume what is paused."""
+        """Hurt for as long as the plan says, a little longer where a class is owed, then resume what is paused."""
         self.started_at = time.monotonic()
         lanes = [self._thread(lane, self._run_lane, lane) for lane in sorted({fault.lane for fault in self.plan.faults})]
+        others = [self._thread("bells", self._watch_bells)]
         for over_http in (True, False):
             planned = [job for job in self.plan.jobs if job.over_http is over_http]
-            lanes.append(self._thread(f"intake {over_http}", self.intake.submit_all, planned, self.started_at))
-        lanes.append(self._thread("bells", self._watch_bells))
+            others.append(self._thread(f"intake {over_http}", self.intake.submit_all, planned, self.started_at))
         try:
-            for lane in lanes:
-                lane.join(timeout=max(0.0, self.started_at + self.plan.minutes * 60 - time.monotonic()))
+            self.stage.wait(self.plan.minutes * 60)
+            self._join(lanes, OVERTIME_S)
         finally:
             self.stage.over.set()
-        for lane in lanes:
-            lane.join(timeout=60)
-        self.broken += [f"the lane {lane.name} did not end" for lane in lanes if lane.is_alive()]
+        self._join([*lanes, *others], ENDED_S)
+        self.broken += [f"the lane {lane.name} did not end" for lane in [*lanes, *others] if lane.is_alive()]
         resume_all(self.stage)
+
+    def _join(self, threads: Sequence[threading.Thread], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        for thread in threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _thread(self, name: str, run: Callable[..., None], *arguments: object) -> threading.Thread:
         def guarded() -> None:
