@@ -8,6 +8,7 @@ Redis keys, all under the configured prefix:
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import structlog
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 TASK = "gistmill.bell"
 RING_TIMEOUT_S = 1.0
+# After a time-out nobody rings for a while: a worker that waits for a dead Redis at every claim would lose its leases.
+REST_AFTER_TIMEOUT_S = 2.0
 
 
 def queue_name(kind: str) -> str:
@@ -70,6 +73,7 @@ class Bells:
         self._connection: Connection | None = None
         self._channel: Any = None
         self._lock = threading.Lock()
+        self._rests_until = 0.0
 
     def ring(self, kind: str, *, listeners: int = 1) -> bool:
         """Wake one idle worker of this kind; True when a bell was added.
@@ -77,6 +81,9 @@ class Bells:
         Nothing happens when the list holds as many bells as there are `listeners`, the live workers of the kind.
         """
         with self._lock:
+            started_at = time.monotonic()
+            if started_at < self._rests_until:
+                return False
             try:
                 channel = self._open()
                 if channel.client.llen(queue_name(kind)) >= max(1, listeners):
@@ -86,6 +93,8 @@ class Bells:
             except (OperationalError, RedisError, OSError) as error:
                 log.warning("bell_not_rung", kind=kind, reason=str(error))
                 self._close()
+                if time.monotonic() - started_at > RING_TIMEOUT_S / 2:
+                    self._rests_until = time.monotonic() + REST_AFTER_TIMEOUT_S
                 return False
 
     def waiting(self, kind: str) -> int | None:

@@ -44,6 +44,8 @@ RING_AFTER_EMPTY_S = 1.0
 REST_S = 10.0
 EXIT_LOST_DEVICE = 71
 LONGEST_WAIT_FOR_SQL_S = 5.0
+# Whoever may hold a chunk asks again well within a lease after SQL is back: others take it for dead a lease later.
+ASKS_PER_LEASE = 4
 
 
 class Runner:
@@ -78,8 +80,8 @@ class Runner:
         while not self.drain.is_set():
             requested_at = time.monotonic()
             found = self._claim()
-            self._pass_the_bell_on(found)
             if found is None:
+                self._pass_the_bell_on(found)
                 return
             self.run(found, requested_at=requested_at)
             if self._has_lost_device:
@@ -89,6 +91,8 @@ class Runner:
     def run(self, chunk: Claim, *, requested_at: float) -> None:
         """Carry out one chunk and write down how it ended."""
         watch = self.heartbeat.watch(chunk, requested_at=requested_at)
+        # Only now: a Redis that does not answer takes a second, in which the lease must be renewed.
+        self._pass_the_bell_on(chunk)
         log.info("chunk_started", job_id=chunk.job_id, chunk=chunk.chunk_key, epoch=chunk.epoch)
         started_at = time.monotonic()
         try:
@@ -156,7 +160,7 @@ class Runner:
                 self._is_unsure = True
                 log.warning("claim_failed", reason=error.message)
                 self.drain.wait(random.uniform(0.1, wait_s))
-                wait_s = min(LONGEST_WAIT_FOR_SQL_S, wait_s * 2)
+                wait_s = min(LONGEST_WAIT_FOR_SQL_S, self.settings.lease_s / ASKS_PER_LEASE, wait_s * 2)
         return None
 
     def _settle_doubt(self) -> None:

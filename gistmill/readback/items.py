@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, Subquery, select, text, tuple_
 
 from gistmill.db.session import Database
 from gistmill.db.tables import dataset_rows, generations, jobs, results
@@ -71,15 +71,11 @@ def read_results(
     """
     job = _find_job(database, tenant_key, job_id)
     cursor = _parse(after) if after is not None else _Cursor(order)
-    query = (
-        _items(job, results.c.arrival, results.c.shared, generations)
-        .join(generations, generations.c.key == results.c.generation_key)
-        .where(_behind(cursor))
-        .order_by(*_sorting(cursor))
-        .limit(limit)
-    )
+    page = _page(job, cursor, limit, results.c.generation_key.is_not(None))
+    query = _with_ids(job, page, generations).join(generations, generations.c.key == page.c.generation_key)
     with database.read() as connection:
-        return [_result(row, cursor.order) for row in connection.execute(query)]
+        _keep_to_indexes(connection)
+        return [_result(row, cursor.order) for row in connection.execute(query.order_by(*_sorting(cursor, page)))]
 
 
 def read_errors(
@@ -95,14 +91,11 @@ def read_errors(
     cursor = _parse(after) if after is not None else _Cursor("input")
     if cursor.order != "input":
         raise InvalidInput(f"The cursor '{after}' belongs to results, not to errors.")
-    query = (
-        _items(job, results.c.error_code, results.c.error_message)
-        .where(results.c.generation_key.is_(None), _behind(cursor))
-        .order_by(*_sorting(cursor))
-        .limit(limit)
-    )
+    page = _page(job, cursor, limit, results.c.generation_key.is_(None))
     with database.read() as connection:
-        return [_error(row) for row in connection.execute(query)]
+        _keep_to_indexes(connection)
+        rows = connection.execute(_with_ids(job, page).order_by(*_sorting(cursor, page)))
+        return [_error(row) for row in rows]
 
 
 def iterate_results(
@@ -167,13 +160,24 @@ def _find_job(database: Database, tenant_key: int, job_id: str) -> _Job:
     return _Job(row.key, row.dataset_key or 0, row.state in FINAL_JOB_STATES)
 
 
-def _items(job: _Job, *columns: Any) -> Select[Any]:
-    same_row = (dataset_rows.c.dataset_key == job.dataset_key) & (dataset_rows.c.row_number == results.c.row_number)
-    return (
-        select(results.c.row_number, dataset_rows.c.id.label("item_id"), *columns)
-        .join_from(results, dataset_rows, same_row)
-        .where(results.c.job_key == job.key)
-    )
+def _page(job: _Job, cursor: _Cursor, limit: int, condition: ColumnElement[bool]) -> Subquery:
+    """Return the page's rows of `results`, limited before anything is joined to them."""
+    query = select(results).where(results.c.job_key == job.key, condition, _behind(cursor))
+    return query.order_by(*_sorting(cursor, results)).limit(limit).subquery("page")
+
+
+def _with_ids(job: _Job, page: Subquery, *more: Any) -> Select[Any]:
+    same_row = (dataset_rows.c.dataset_key == job.dataset_key) & (dataset_rows.c.row_number == page.c.row_number)
+    names = ("row_number", "arrival", "shared", "error_code", "error_message")
+    columns = (*(page.c[name] for name in names), dataset_rows.c.id.label("item_id"), *more)
+    return select(*columns).join_from(page, dataset_rows, same_row)
+
+
+def _keep_to_indexes(connection: Connection) -> None:
+    """Keep PostgreSQL from sorting all that is left of a job for each page, as it does while it has no statistics."""
+    if connection.dialect.name == "postgresql":
+        for way in ("bitmapscan", "hashjoin", "mergejoin"):
+            connection.execute(text(f"SET LOCAL enable_{way} = off"))
 
 
 def _behind(cursor: _Cursor) -> ColumnElement[bool]:
@@ -182,8 +186,8 @@ def _behind(cursor: _Cursor) -> ColumnElement[bool]:
     return tuple_(results.c.arrival, results.c.row_number) > tuple_(cursor.arrival, cursor.row)
 
 
-def _sorting(cursor: _Cursor) -> tuple[ColumnElement[Any], ...]:
-    return (results.c.row_number,) if cursor.order == "input" else (results.c.arrival, results.c.row_number)
+def _sorting(cursor: _Cursor, rows: FromClause) -> tuple[ColumnElement[Any], ...]:
+    return (rows.c.row_number,) if cursor.order == "input" else (rows.c.arrival, rows.c.row_number)
 
 
 def _result(row: Row[Any], order: Order) -> ResultView:

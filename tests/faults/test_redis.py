@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,52 @@ def test_worker_that_starts_while_redis_is_down_works_when_it_is_up(
     own_redis.start()
     wait_for_end(database, job)
     assert_all_ended(database, job, own_fleet.ledger)
+
+
+def test_redis_that_is_killed_and_comes_back_with_its_old_bells_loses_and_doubles_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    redis = RedisServer(tmp_path, appends=True)
+    redis.start()
+    fleet = Fleet(tmp_path / "fleet", database.engine.url.render_as_string(hide_password=False), redis.url)
+    bells = Bells(redis.url, "gistmill:")
+    try:
+        job = make_job(database, TEXTS, per_chunk=10)
+        for _ in range(20):
+            bells.ring("summarize", listeners=20)
+        redis.stop()
+        redis.start()
+        assert bells.waiting("summarize") == 20
+        fleet.start(seconds_per_row=0.02)
+        fleet.start(seconds_per_row=0.02)
+        wait_until(lambda: job_row(database, job)["succeeded"] > 0, timeout_s=20)
+        redis.stop()
+        redis.start()
+        later = make_job(database, TEXTS[:3])
+        for ended in (job, later):
+            wait_for_end(database, ended, timeout_s=45)
+            assert_all_ended(database, ended, fleet.ledger)
+    finally:
+        fleet.stop()
+        bells.close()
+        redis.stop()
+        print(fleet.logs())
+
+
+def test_redis_that_is_still_loading_is_waited_for(database: Database, own_fleet: Fleet, own_redis: RedisServer) -> None:
+    own_fleet.start(seconds_per_row=0.02)
+    job = make_job(database, TEXTS, per_chunk=20)
+    wait_until(lambda: job_row(database, job)["succeeded"] > 0, timeout_s=20)
+    own_redis.stop()
+    with faults.loading(own_redis.port):
+        late = own_fleet.start(seconds_per_row=0.02)
+        wait_for_end(database, job)
+        wait_until(lambda: "worker_started" in late.log.read_text(), timeout_s=20)
+    own_redis.start()
+    later = make_job(database, TEXTS[:3])
+    wait_for_end(database, later, timeout_s=45)
+    assert all(worker.is_alive for worker in own_fleet.workers)
+    assert_all_ended(database, later, own_fleet.ledger)
 
 
 def test_bells_that_are_stolen_by_a_deaf_consumer_are_rung_again(

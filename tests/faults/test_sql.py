@@ -104,7 +104,7 @@ class TestSQLite:
 def own_postgresql() -> Iterator[PostgreSQLServer]:
     """A PostgreSQL to be hurt, with few connections and quick to find a deadlock."""
     try:
-        server = PostgreSQLServer("max_connections=20", "deadlock_timeout=100ms")
+        server = PostgreSQLServer("max_connections=20", "deadlock_timeout=100ms", "synchronous_commit=on")
         server.start()
     except NoPostgreSQL as error:
         pytest.skip(str(error))

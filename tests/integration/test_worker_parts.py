@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, delete, select, update
 
 from gistmill.control import cancel
+from gistmill.db.check import check
 from gistmill.db.chunks import read_wish
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
-from gistmill.db.tables import jobs, results
+from gistmill.db.tables import generations, jobs, results
 from gistmill.errors import DeviceFull, DeviceTooSmall, ModelUnavailable, ModelUnreadable, StoreUnavailable
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
@@ -95,6 +97,48 @@ def test_micro_batches_that_are_fast_are_recorded_together(bench: Bench, seconds
     bench.runner.work()
     row = job_row(bench.database, job)
     assert (row["state"], row["arrival"]) == ("completed", commits)
+
+
+def test_commits_that_the_database_lost_are_noticed_before_the_chunk_is_done(bench: Bench) -> None:
+    job = make_job(bench.database, TEXTS)
+
+    class Forgetful(FakeEngine):
+        """Takes the first commit back, as a failover to a standby that lags would."""
+
+        has_forgotten = False
+
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            if not self.has_forgotten and job_row(bench.database, job)["succeeded"]:
+                self.has_forgotten = True
+                bench.database.transact(forget)
+            return super()._forward(*args)
+
+    def forget(connection: Connection) -> None:
+        connection.execute(delete(results))
+        connection.execute(delete(generations))
+        connection.execute(update(jobs).values(succeeded=0, generated=0))
+
+    bench.engine = Forgetful
+    bench.runner.work()
+    row = job_row(bench.database, job)
+    assert (row["state"], row["succeeded"], row["not_run"]) == ("completed", 12, 0)
+    assert check(bench.database) == []
+
+
+def test_redis_that_does_not_answer_costs_no_lease(bench: Bench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        bells = Bells(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0", "test:")
+        bench.runner.bells = bells
+        # Shorter than two rings that time out: one of the runner, one of the heartbeat.
+        settings = FAST.model_copy(update={"lease_s": 1.4})
+        bench.runner.settings = bench.heartbeat.settings = settings
+        bench.heartbeat.sweeper.bells = bells
+        make_worker(bench.database, "idle")
+        job = make_job(bench.database, TEXTS, per_chunk=4)
+        bench.runner.work()
+        assert job_row(bench.database, job)["state"] == "completed"
+        assert [chunk["epoch"] for chunk in chunk_rows_of(bench.database, job)] == [1, 1, 1]
+        bells.close()
 
 
 def test_draining_records_what_was_gathered_and_gives_the_rest_back(bench: Bench) -> None:

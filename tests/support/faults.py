@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -124,6 +125,27 @@ def grant_rights(redis: RedisServer) -> None:
 def drop_clients(redis: RedisServer) -> None:
     """CLIENT KILL: every connection is closed by the server."""
     redis.command("CLIENT", "KILL", "TYPE", "normal")
+
+
+@contextmanager
+def loading(port: int) -> Iterator[None]:
+    """LOADING: in the place of a server that is down, one that answers everything as Redis does while it reads its files."""
+    answer = b"-LOADING Redis is loading the dataset in memory\r\n"
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                while self.request.recv(65536):
+                    self.request.sendall(answer)
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+
+    with Server(("127.0.0.1", port), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
 
 
 @contextmanager

