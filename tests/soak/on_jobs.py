@@ -62,11 +62,19 @@ def two_at_once(stage: Stage, fault: Fault) -> Met | None:
 
 
 def resume_all(stage: Stage) -> None:
-    """Let no pause outlive the storm."""
-    with stage.database.read() as connection:
-        paused = connection.execute(select(jobs).where(jobs.c.paused, jobs.c.state.not_in(FINAL_JOB_STATES))).all()
-    for job in paused:
-        _do(stage, "resume", job)
+    """Let no pause outlive the storm. A database that is still on its way back is waited for."""
+    deadline = time.monotonic() + ASKED_S
+    while True:
+        try:
+            with stage.database.read() as connection:
+                paused = connection.execute(select(jobs).where(jobs.c.paused, jobs.c.state.not_in(FINAL_JOB_STATES))).all()
+            for job in paused:
+                _do(stage, "resume", job)
+            return
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _steer(stage: Stage, fault: Fault, condition: Any, actions: tuple[str, ...], *, goes_on: bool = True) -> Met | None:
