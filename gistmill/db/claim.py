@@ -82,7 +82,7 @@ def claim(connection: Connection, claimant: Claimant, *, lease_s: float) -> Clai
 
 
 def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]]:
-    """Return the jobs to try, best first: smallest share, priority, patience, model at hand, age."""
+    """Return the jobs to try, best first: smallest share, longest unserved tenant, priority, patience, model, age."""
     running = (
         select(jobs.c.tenant_key, func.count().label("chunks"))
         .select_from(chunks.join(jobs, jobs.c.key == chunks.c.job_key))
@@ -91,6 +91,8 @@ def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]
         .subquery()
     )
     share = func.coalesce(running.c.chunks, 0) / tenants.c.weight
+    # On a small fleet nobody runs anything at the moment of a claim: then tenants take turns.
+    served_at = func.max(jobs.c.claimed_at).over(partition_by=jobs.c.tenant_key)
     has_waited = case((db_now() - jobs.c.claimed_at > PATIENCE_S, 0), else_=1)
     is_resident = case((jobs.c.model_digest.in_(claimant.resident), 0), else_=1) if claimant.resident else literal(1)
     query = (
@@ -99,7 +101,8 @@ def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]
             jobs.join(tenants, tenants.c.key == jobs.c.tenant_key).outerjoin(running, running.c.tenant_key == jobs.c.tenant_key)
         )
         .where(is_claimable(), fits(claimant))
-        .order_by(share, jobs.c.priority.desc(), has_waited, is_resident, jobs.c.created_at, jobs.c.key)
+        .order_by(share, served_at, jobs.c.tenant_key)
+        .order_by(jobs.c.priority.desc(), has_waited, is_resident, jobs.c.created_at, jobs.c.key)
         .limit(CANDIDATES)
     )
     return connection.execute(query).all()

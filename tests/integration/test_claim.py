@@ -11,6 +11,7 @@ from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs, tenants
 from gistmill.db.workers import bells_to_ring
+from tests.support.hands import claimed, end
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
 
 TEXTS = [f"dialogue number {number}" for number in range(8)]
@@ -83,6 +84,23 @@ def test_tenant_with_the_smaller_share_goes_first(database: Database) -> None:
     order = [found.job_key for found in (take(database, worker) for _ in range(4)) if found]
     assert order.count(mine) == 2
     assert order.count(theirs) == 2
+
+
+def test_tenants_take_turns_on_a_single_worker(database: Database) -> None:
+    other = database.transact(
+        lambda connection: connection.execute(insert(tenants).values(name="other").returning(tenants.c.key)).scalar_one()
+    )
+    large = make_job(database, TEXTS, per_chunk=1, priority=9)
+    order = [work_off_one(database, "w1"), work_off_one(database, "w2")]
+    small = make_job(database, TEXTS[:2], per_chunk=1, tenant_key=other)
+    order += [work_off_one(database, f"w{number}") for number in range(3, 7)]
+    assert order == [large, large, large, small, large, small]
+
+
+def work_off_one(database: Database, worker: str) -> int:
+    claim = claimed(database, worker)
+    end(database, claim)
+    return claim.job_key
 
 
 def test_paused_too_new_and_too_large_jobs_are_left_alone(database: Database) -> None:
