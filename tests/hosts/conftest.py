@@ -6,13 +6,16 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from gistmill.client import Client
 from gistmill.db.session import Database, open_database
+from models_store.store import Store
 from tests.support.databases import NoPostgreSQL, PostgreSQLServer, name_in
 from tests.support.fleet import FAST
 from tests.support.hosts import NETWORK, Host, Network, NoNetwork
@@ -23,6 +26,7 @@ PORT = 8321
 WORKERS = ("worker-a", "worker-b")
 # A session whose client is gone keeps its locks for this long at most; the default is 30 s.
 STATEMENT_TIMEOUT_S = 4.0
+RECOVERED = "recovered"
 
 
 class Fleet:
@@ -49,6 +53,16 @@ class Fleet:
         launch = ("-m", "workers", "--device", "cpu", "--processes", "1")
         self._start(self.network[name], sys.executable, *launch, environment=environment)
 
+    def start_trusting_worker(self, name: str, **environment: str) -> None:
+        """Start a worker that never doubts its lease, without a launcher."""
+        pinned = ("--device-uuid", "cpu-0", "--device-kind", "cpu", "--device-name", "CPU", "--device-bytes", str(2**34))
+        module = "tests.support.children.trusting_worker"
+        self._start(self.network[name], sys.executable, "-m", module, "--child", str(uuid4()), *pinned, environment=environment)
+
+    def store(self, name: str) -> Store:
+        """Return the model store of a host."""
+        return Store(self.directory / name / "store")
+
     def events(self, name: str, event: str) -> list[dict[str, object]]:
         """Return what a host logged under this name."""
         path = self.directory / name / "log"
@@ -64,7 +78,7 @@ class Fleet:
         home.mkdir(exist_ok=True)
         settings = {
             "GISTMILL_HOME": str(home),
-            "GISTMILL_STORE__PATH": str(home / "store"),
+            "GISTMILL_STORE__PATH": str(self.store(host.name).root),
             "GISTMILL_DATABASE__URL": self.database_url,
             "GISTMILL_DATABASE__STATEMENT_TIMEOUT_S": str(STATEMENT_TIMEOUT_S),
             "GISTMILL_REDIS__URL": f"redis://{self.network['redis'].address}:6379/0",
@@ -77,6 +91,43 @@ class Fleet:
         here = str(Path(__file__).parents[2])
         everything = dict(os.environ) | FAST | settings | {"PYTHONPATH": here} | environment
         host.start(*command, log=home / "log", cwd=home, environment=everything)
+
+
+class Recovery:
+    """Cuts a host off and joins it, and measures how long it takes until things go on."""
+
+    def __init__(self, network: Network, note: Callable[[str, object], None]) -> None:
+        self._network, self._note = network, note
+        self._cut_at = self._joined_at = 0.0
+
+    def cut(self, name: str) -> None:
+        """Cut a host off."""
+        self._network[name].cut()
+        self._cut_at = time.monotonic()
+
+    def join(self, name: str) -> None:
+        """Connect it again."""
+        self._network[name].join()
+        self._joined_at = time.monotonic()
+
+    def done(self) -> None:
+        """Note that things go on now."""
+        now = time.monotonic()
+        after_join = f", {now - self._joined_at:.1f} s after the host was joined" if self._joined_at else ""
+        self._note(RECOVERED, f"{now - self._cut_at:.1f} s after the cut{after_join}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how long each recovery took."""
+    for report in terminalreporter.getreports("passed"):
+        for seconds in [value for name, value in report.user_properties if name == RECOVERED and report.when == "call"]:
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: went on {seconds}")
+
+
+@pytest.fixture
+def recovery(network: Network, record_property: Callable[[str, object], None]) -> Recovery:
+    """The cutting and joining of one test."""
+    return Recovery(network, record_property)
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +169,7 @@ def fleet(network: Network, postgres: PostgreSQLServer, tmp_path: Path) -> Itera
         made.start_api()
         yield made
     for host in network.hosts.values():
+        host.speed_up()
         host.join()
         host.kill()
     postgres.drop(made_url)

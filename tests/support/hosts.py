@@ -10,9 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,7 @@ class Namespace:
     @property
     def inode(self) -> int:
         """The number by which the kernel knows the network."""
-        return Path(f"/proc/{self.holder.pid}/ns/net").stat().st_ino
+        return network_of(self.holder.pid)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -136,21 +137,27 @@ class Host:
         """Connect the host to the others again."""
         self.switch.run("ip", "link", "set", self.port, "master", "switch")
 
+    def forget_neighbours(self) -> None:
+        """Know nobody's hardware address, like a host that has just been switched on."""
+        self.namespace.run("ip", "neighbour", "flush", "all")
+
     def slow_down(self, bits_per_s: int) -> None:
         """Let the switch send to this host at this rate only."""
-        self.run_tc("replace", "tbf", "rate", f"{bits_per_s}bit", "burst", "16kb", "latency", "400ms")
+        self._queue("tbf", "rate", f"{bits_per_s}bit", "burst", "16kb", "latency", "400ms")
 
     def speed_up(self) -> None:
         """Let the switch send as fast as it can."""
-        self.run_tc("del")
+        self._queue("noqueue")
 
-    def run_tc(self, verb: str, *how: str) -> None:
-        """Change how the switch sends to this host."""
-        self.switch.run("tc", "qdisc", verb, "dev", self.port, "root", *how)
+    def _queue(self, *how: str) -> None:
+        self.switch.run("tc", "qdisc", "replace", "dev", self.port, "root", *how)
 
     def kill(self) -> None:
-        """Kill what `start` started here."""
+        """Kill what `start` started here, and the workers of launchers: left alone they would drain for seconds."""
         for process in self.processes:
+            for child in _children_of(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             process.kill()
             process.wait()
         self.processes.clear()
@@ -215,15 +222,34 @@ class Network:
         return Host(namespace, self._switch, address, port)
 
 
+def network_of(process: int) -> int:
+    """Return the number by which the kernel knows the network that a process is in."""
+    return Path(f"/proc/{process}/ns/net").stat().st_ino
+
+
 def processes_in(inodes: set[int]) -> list[int]:
     """Return the ids of living processes that are in one of these networks."""
+    return _processes_where(lambda process: network_of(process) in inodes)
+
+
+def processes_of_run(mark: str) -> list[int]:
+    """Return the ids of living processes that were started with this "NAME=value" in their environment, or inherited it."""
+    return _processes_where(lambda process: mark.encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"))
+
+
+def _children_of(process: int) -> list[int]:
+    with suppress(FileNotFoundError):
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
+
+
+def _processes_where(holds: Callable[[int], bool]) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and (entry / "ns" / "net").stat().st_ino in inodes:
+        # One that ends while it is looked at is none.
+        with suppress(OSError):
+            if entry.name.isdigit() and holds(int(entry.name)):
                 found.append(int(entry.name))
-        except OSError:
-            continue
     return found
 
 
