@@ -9,6 +9,8 @@ import sys
 import uuid
 from pathlib import Path
 
+import pytest
+
 from tests.support.hosts import Network, network_of, processes_in, processes_of_run
 from tests.support.servers import die_with_parent, wait_until
 
@@ -16,6 +18,7 @@ MARK = "HOSTS_TEST_RUN"
 HOSTS_AND_SWITCH = 7
 
 
+@pytest.mark.usefixtures("network")
 def test_nothing_is_left_of_a_network() -> None:
     with Network(("one", "two")) as network:
         inodes = network.inodes

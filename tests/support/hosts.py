@@ -48,8 +48,8 @@ class Namespace:
         made = cls(name, holder)
         wait_until(lambda: made._is_ready() or holder.poll() is not None, what=f"the namespace of {name}")
         if holder.poll() is not None:
-            assert holder.stderr is not None
-            raise NoNetwork(f"unshare failed: {holder.stderr.read().decode().strip()}")
+            _, reason = holder.communicate()
+            raise NoNetwork(f"unshare failed: {reason.decode().strip()}")
         return made
 
     @property
