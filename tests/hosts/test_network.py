@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,16 @@ def test_nothing_is_left_of_a_network() -> None:
     assert processes_in(inodes) == []
 
 
-def test_killed_run_leaves_no_process_and_no_namespace(network: Network, tmp_path: Path) -> None:
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A temporary folder for a killed run, which cannot tidy up: short, for sockets, and open to the user of PostgreSQL."""
+    with tempfile.TemporaryDirectory(prefix="gm-run-") as made:
+        Path(made).chmod(0o711)
+        yield Path(made)
+
+
+@pytest.mark.usefixtures("network")
+def test_killed_run_leaves_no_process_and_no_namespace(tmp_path: Path, scratch: Path) -> None:
     mark = f"{MARK}={uuid.uuid4()}"
     name = "test_host_cut_off_longer_than_its_lease_writes_nothing_old_and_works_again"
     command = (
@@ -41,7 +52,7 @@ def test_killed_run_leaves_no_process_and_no_namespace(network: Network, tmp_pat
         run = subprocess.Popen(
             command,
             cwd=Path(__file__).parents[2],
-            env=dict(os.environ) | dict([mark.split("=")]),
+            env=dict(os.environ) | dict([mark.split("=")]) | {"TMPDIR": str(scratch)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
