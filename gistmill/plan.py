@@ -15,6 +15,9 @@ CHUNK_S = 30.0
 CHUNKS_PER_WORKER = 4
 LEAST_DIALOGUES = 16
 DIALOGUES_AT_UNKNOWN_SPEED = 256
+# A large job may have larger ones: at its end, workers wait for each other at most for this part of what each has done.
+MOST_AT_UNKNOWN_SPEED = 1024
+TAIL = 64
 # The speed is measured on the last chunks of at most as many jobs.
 CHUNKS_TO_MEASURE = 20
 PAGE = 5_000
@@ -30,8 +33,12 @@ class Range(NamedTuple):
 
 def chunk_size(selected: int, *, live_workers: int, dialogues_per_s: float | None) -> int:
     """Return how many selected dialogues a chunk should hold. No live worker counts as one: it will come."""
-    share = selected // (CHUNKS_PER_WORKER * max(1, live_workers))
-    work = DIALOGUES_AT_UNKNOWN_SPEED if dialogues_per_s is None else int(CHUNK_S * dialogues_per_s)
+    workers = max(1, live_workers)
+    share = selected // (CHUNKS_PER_WORKER * workers)
+    if dialogues_per_s is None:
+        work = max(DIALOGUES_AT_UNKNOWN_SPEED, min(MOST_AT_UNKNOWN_SPEED, selected // (TAIL * workers)))
+    else:
+        work = int(CHUNK_S * dialogues_per_s)
     return max(LEAST_DIALOGUES, min(work, share))
 
 

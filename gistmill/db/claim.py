@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, false, func, literal, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, false, func, literal, not_, or_, select, update
 
 from gistmill.db.clock import db_now
 from gistmill.db.tables import chunks, jobs, tenants, workers
@@ -82,7 +83,12 @@ def claim(connection: Connection, claimant: Claimant, *, lease_s: float) -> Clai
 
 
 def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]]:
-    """Return the jobs to try, best first: smallest share, longest unserved tenant, priority, patience, model, age."""
+    return connection.execute(_ranking(claimant)).all()
+
+
+@lru_cache
+def _ranking(claimant: Claimant) -> Select[Any]:
+    """The jobs to try, best first: smallest share, longest unserved tenant, priority, patience, model, age."""
     running = (
         select(jobs.c.tenant_key, func.count().label("chunks"))
         .select_from(chunks.join(jobs, jobs.c.key == chunks.c.job_key))
@@ -95,7 +101,7 @@ def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]
     served_at = func.max(jobs.c.claimed_at).over(partition_by=jobs.c.tenant_key)
     has_waited = case((db_now() - jobs.c.claimed_at > PATIENCE_S, 0), else_=1)
     is_resident = case((jobs.c.model_digest.in_(claimant.resident), 0), else_=1) if claimant.resident else literal(1)
-    query = (
+    return (
         select(jobs)
         .select_from(
             jobs.join(tenants, tenants.c.key == jobs.c.tenant_key).outerjoin(running, running.c.tenant_key == jobs.c.tenant_key)
@@ -105,7 +111,6 @@ def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]
         .order_by(jobs.c.priority.desc(), has_waited, is_resident, jobs.c.created_at, jobs.c.key)
         .limit(CANDIDATES)
     )
-    return connection.execute(query).all()
 
 
 def is_claimable() -> ColumnElement[bool]:

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, func, null, select, update
 from gistmill.db.bulk import insert_returning, is_among
 from gistmill.db.claim import Claim
 from gistmill.db.fence import guard
-from gistmill.db.pending import Unit, chunk_with_job, pending_items
-from gistmill.db.tables import dataset_rows, generations, jobs, results
+from gistmill.db.pending import Unit, chunk_with_job, pending_rows
+from gistmill.db.tables import generations, jobs, results
 from gistmill.errors import ItemError, JobEnded
 from gistmill.states import FINAL_JOB_STATES
 
@@ -150,9 +150,8 @@ def fail_remaining_of(connection: Connection, chunk_key: int, error: ItemError) 
     arrival = _next_arrival(connection, chunk.job_key)
     if arrival is None:
         return
-    pending = pending_items(chunk).with_only_columns(dataset_rows.c.row_number).order_by(dataset_rows.c.row_number)
     ended = _Result(chunk.job_key, 0, chunk.attempt, arrival, chunk_key, chunk.epoch)
-    rows = [_with_error(ended, row_number, error) for row_number in connection.execute(pending).scalars()]
+    rows = [_with_error(ended, row_number, error) for row_number in pending_rows(connection, chunk)]
     replaced = _count_older_errors(connection, chunk.job_key, chunk.attempt, rows)
     written = len(_insert(connection, rows))
     connection.execute(update(jobs).where(jobs.c.key == chunk.job_key).values(failed=jobs.c.failed + written - replaced))

@@ -25,7 +25,7 @@ from workers.residence import Residence
 log = structlog.get_logger(__name__)
 
 # Rows looked up and generated in one go: enough for any batch, few enough that another worker's generations are soon seen.
-ROWS = 512
+ROWS = 1024
 
 
 class SummarizeHandler:
