@@ -70,6 +70,7 @@ def _measure(kind: str, directory: Path, corpus: Path, more: Path, options: argp
         figures["beside"] = measure_beside(stack, figures["dataset"], more)
         figures["overhead"] = summarize_overhead(stack.stop_workers())
         _say(kind, "chunks of five seconds")
+        stack.database.rest()
         figures["overhead_5s"] = measure_long_chunks(stack, directory)
         _say(kind, "1 and 16 workers")
         figures["scaling"] = measure_scaling(stack, directory)

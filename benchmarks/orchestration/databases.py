@@ -35,6 +35,9 @@ class DatabaseServer(Protocol):
     def pids(self) -> list[int]:
         """Return the processes that serve it."""
 
+    def rest(self) -> None:
+        """Let it do now what it would do in the background after a bulk."""
+
     def stop(self) -> None:
         """End it and delete its files."""
 
@@ -56,6 +59,9 @@ class SQLiteFile:
     def pids(self) -> list[int]:
         """Return no process: it lives in those that use it."""
         return []
+
+    def rest(self) -> None:
+        """Do nothing: there is no background."""
 
     def stop(self) -> None:
         """Delete the file."""
@@ -92,6 +98,12 @@ class PostgreSQL:
     def pids(self) -> list[int]:
         """Return the server and its backends."""
         return [] if self._server is None else [self._server.pid, *descendants(self._server.pid)]
+
+    def rest(self) -> None:
+        """Vacuum and write a checkpoint."""
+        with psycopg.connect(self.url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
+            connection.execute("CHECKPOINT")
 
     def stop(self) -> None:
         """End the server and delete its files."""
