@@ -17,7 +17,6 @@ from gistmill.db import chunks as chunk_rows
 from gistmill.db import crashes, models
 from gistmill.db.check import check
 from gistmill.db.claim import Claim
-from gistmill.db.pending import Unit, load_pending
 from gistmill.db.results import Lost, Made, record
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs, results
@@ -34,40 +33,22 @@ from gistmill.errors import (
     UnknownJob,
 )
 from gistmill.submit import submit_retry
+from tests.support.hands import Fails, claimed, end, made, nothing_fails, pending
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
 
 TEXTS = [f"dialogue number {number:02}" for number in range(12)]
-
-
-def made(unit: Unit) -> Made:
-    return Made(unit, "s", "stop", 5, 2, False, "fake", "cpu", "float32")
-
-
-def pending(database: Database, claim: Claim) -> list[Unit]:
-    with database.read() as connection:
-        return load_pending(connection, claim, limit=1000, is_sampling=False)
-
-
-def claimed(database: Database) -> Claim:
-    claim = take(database, make_worker(database, str(uuid.uuid4())))
-    assert claim is not None
-    return claim
 
 
 def id_of(database: Database, job: int) -> str:
     return str(job_row(database, job)["id"])
 
 
-def run(database: Database, fails: Callable[[str], ItemError | None] = lambda text: None) -> list[str]:
+def run(database: Database, fails: Fails = nothing_fails) -> list[str]:
     """Work off everything that can be claimed; return the texts that were worked on."""
     worked: list[str] = []
     while (claim := take(database, make_worker(database, str(uuid.uuid4())))) is not None:
-        units = pending(database, claim)
-        worked += [unit.text for unit in units]
-        lost = [Lost(unit, error) for unit in units if (error := fails(unit.text)) is not None]
-        good = [made(unit) for unit in units if fails(unit.text) is None]
-        database.transact(lambda connection, c=claim, g=good, b=lost: record(connection, c, made=g, lost=b))
-        database.transact(lambda connection, c=claim: chunk_rows.finish(connection, c))
+        worked += [unit.text for unit in pending(database, claim)]
+        end(database, claim, fails)
     return worked
 
 
