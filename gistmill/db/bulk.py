@@ -53,7 +53,7 @@ def insert_many(
     names = ", ".join(quote(column.name) for column in columns)
     types = [column.type.compile(connection.dialect) for column in columns]
     values = ", ".join(f"CAST(v ->> {position} AS {type_})" for position, type_ in enumerate(types))
-    page_of = f"VALUES ({', '.join('?' * len(columns))})" if is_sqlite else f"SELECT {values} FROM json_array_elements(%s) v"
+    page_of = f"VALUES ({', '.join('?' * len(columns))})" if is_sqlite else f"SELECT {values} FROM jsonb_array_elements(%s) v"
     skip = " ON CONFLICT DO NOTHING" if or_skip else ""
     statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {page_of}{skip}"
     iterator = iter(rows)
