@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration soak clean
+.PHONY: help setup demo test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -67,6 +67,12 @@ soak: MINUTES ?= 10
 soak: DATABASE ?= sqlite
 soak: $(STAMP) ## Hurt a fleet at random for MINUTES, on DATABASE; SEED repeats the schedule
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
+
+mutants: $(STAMP) ## Break each clause of docs/invariants.md once in a copy; a test must fail each time
+	$(BIN)/python -m tests.mutants
+
+mutants-short: $(STAMP) ## Break one or two clauses of each rule (what CI runs)
+	$(BIN)/python -m tests.mutants --short
 
 clean: ## Remove the virtual environment and what demos and tests left
 	rm -rf $(VENV) demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from dataclasses import dataclass
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, insert, select
 
-from gistmill.control import cancel
+from gistmill.control import cancel, retry
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import crashes
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
+from gistmill.db.clock import db_now
 from gistmill.db.pending import Unit, load_pending
 from gistmill.db.results import Lost, Made, find_generations, record
 from gistmill.db.session import Database
-from gistmill.db.tables import generations, results
+from gistmill.db.tables import generations, recipes, results, tenants
 from gistmill.errors import GistmillError, InputTooLong, JobEnded, JobIsOver, LeaseLost, UnknownJob
-from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
+from gistmill.specs import SummarizeSpec
+from gistmill.submit import submit_job
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_dataset, make_job, make_worker, take
+from tests.support.servers import wait_until
 
 TEXTS = [f"dialogue number {number}" for number in range(6)]
 BUDGETS = Budgets(max_failures=3, max_crashes=3, retry_base_s=0.0)
+
+
+@dataclass(frozen=True)
+class AnyModel:
+    """A model version that has no row."""
+
+    key: int | None = None
+    digest: str = "b" * 64
 
 
 def made(unit: Unit, summary: str = "s", *, truncated: bool = False) -> Made:
@@ -255,3 +269,145 @@ def test_later_attempt_replaces_an_error_and_counts_it_once(database: Database) 
     row = job_row(database, job)
     assert (row["succeeded"], row["failed"]) == (6, 0)
     assert pending(database, again) == []
+
+
+def test_owner_of_a_chunk_that_was_taken_back_writes_nothing_before_it_is_claimed(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    units = pending(database, claim)
+    expire_leases(database)
+    assert database.transact(lambda connection: crashes.reap(connection, BUDGETS)) == 1
+    with pytest.raises(LeaseLost):
+        database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
+    assert not database.transact(lambda connection: chunk_rows.renew(connection, claim, lease_s=30))
+    assert stored_summaries(database) == job_row(database, job)["succeeded"] == 0
+
+
+def test_first_end_of_an_item_in_an_attempt_stands(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    units = pending(database, claim)
+    database.transact(lambda connection: record(connection, claim, lost=[Lost(unit, InputTooLong()) for unit in units]))
+    again = database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
+    assert (again.succeeded, again.failed) == (0, 0)
+    assert (job_row(database, job)["succeeded"], job_row(database, job)["failed"]) == (0, 6)
+    assert check(database) == []
+
+
+def test_summary_is_never_replaced(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    units = pending(database, claim)
+    write_all(database, claim)
+    later = Claim(**{**claim.__dict__, "attempt": 2})
+    database.transact(lambda connection: record(connection, later, lost=[Lost(unit, InputTooLong()) for unit in units]))
+    assert (job_row(database, job)["succeeded"], job_row(database, job)["failed"]) == (6, 0)
+    assert check(database) == []
+
+
+def test_items_that_fail_again_with_their_chunk_count_once(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    for attempt in (1, 2):
+        claim = claimed(database, f"w{attempt}")
+        last = Budgets(max_failures=1)
+        database.transact(
+            lambda connection, claim=claim, last=last: chunk_rows.fail(connection, claim, GistmillError("boom"), last)
+        )
+        assert (job_row(database, job)["state"], job_row(database, job)["failed"]) == ("completed", 6)
+        assert check(database) == []
+        retry(database, first_tenant(database), job_row(database, job)["id"])
+
+
+def test_retry_keeps_the_epochs_of_its_chunks(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    database.transact(lambda connection: chunk_rows.fail(connection, claim, GistmillError("boom"), Budgets(max_failures=1)))
+    retry(database, first_tenant(database), job_row(database, job)["id"])
+    assert claimed(database, "w2").epoch == claim.epoch + 1
+
+
+def test_lease_follows_the_clock_of_the_database_whatever_the_host_believes(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(database, TEXTS)
+
+    def left_s() -> float:
+        lease_until: float = chunk_rows_of(database, job)[0]["lease_until"]
+        with database.read() as connection:
+            return lease_until - connection.execute(select(db_now())).scalar_one()
+
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    claim = claimed(database)
+    assert 0 < left_s() <= 30
+    assert database.transact(lambda connection: chunk_rows.renew(connection, claim, lease_s=300))
+    assert 200 < left_s() <= 300
+
+
+def test_time_of_the_database_goes_on_within_a_transaction(database: Database) -> None:
+    with database.read() as connection:
+        first = connection.execute(select(db_now())).scalar_one()
+        wait_until(lambda: connection.execute(select(db_now())).scalar_one() > first, timeout_s=5)
+
+
+def test_being_claimed_often_uses_up_neither_budget(database: Database) -> None:
+    job = make_job(database, TEXTS[:1])
+    for number in range(5):
+        claim = claimed(database, f"w{number}")
+        database.transact(lambda connection, claim=claim: chunk_rows.release(connection, claim))
+    failing = claimed(database, "failing")
+    database.transact(lambda connection: chunk_rows.fail(connection, failing, GistmillError("x"), BUDGETS))
+    claimed(database, "dying")
+    database.transact(lambda connection: crashes.bury(connection, "dying", BUDGETS))
+    (chunk,) = chunk_rows_of(database, job)
+    assert (chunk["state"], chunk["epoch"], chunk["failures"], chunk["crashes"]) == ("queued", 7, 1, 1)
+
+
+def test_error_of_one_job_leaves_the_item_pending_in_another(database: Database) -> None:
+    make_job(database, TEXTS)
+    second = make_job(database, TEXTS)
+    claim = claimed(database, "w1")
+    lost = [Lost(unit, InputTooLong()) for unit in pending(database, claim)]
+    database.transact(lambda connection: record(connection, claim, lost=lost))
+    other = claimed(database, "w2")
+    assert other.job_key == second
+    assert len(pending(database, other)) == 6
+
+
+def test_recipes_of_two_tenants_are_two(database: Database) -> None:
+    mine = first_tenant(database)
+    theirs = database.transact(
+        lambda connection: connection.execute(insert(tenants).values(name="other").returning(tenants.c.key)).scalar_one()
+    )
+    for tenant in (mine, theirs, theirs):
+        make_dataset(database, TEXTS, tenant_key=tenant)
+        spec = SummarizeSpec(dataset="test", model="tiny")
+        submit_job(database, tenant, spec, resolve_model=lambda _name: AnyModel())  # type: ignore[arg-type]
+    with database.read() as connection:
+        owners = connection.execute(select(recipes.c.tenant_key).order_by(recipes.c.key)).scalars().all()
+    assert list(owners) == [mine, theirs]
+
+
+def test_micro_batch_writes_in_one_order(database: Database) -> None:
+    make_job(database, TEXTS)
+    claim = claimed(database)
+    units = pending(database, claim)
+    written: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if found := re.match(r'\s*(?:INSERT INTO|UPDATE) "?(\w+)', statement):
+            written.append(found[1])
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    lost = [Lost(units[0], InputTooLong())]
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units[1:]], lost=lost))
+    assert written == ["chunks", "generations", "jobs", "results", "jobs"]
+
+
+def test_generations_are_inserted_in_the_order_of_their_keys(database: Database) -> None:
+    make_job(database, TEXTS)
+    claim = claimed(database)
+    units = sorted(pending(database, claim), key=lambda unit: -unit.dialogue_key)
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
+    with database.read() as connection:
+        stored = connection.execute(select(generations.c.dialogue_key).order_by(generations.c.key)).scalars().all()
+    assert list(stored) == sorted(unit.dialogue_key for unit in units)

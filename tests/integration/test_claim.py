@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 
-from sqlalchemy import insert, update
+import pytest
+from sqlalchemy import Connection, insert, update
 
-from gistmill.db.claim import Claim
+from gistmill.db import claim as claim_rows
+from gistmill.db.claim import Claim, Claimant
 from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs, tenants
@@ -133,3 +135,26 @@ def test_bells_ring_only_for_work_that_an_idle_live_worker_fits(database: Databa
     assert bells() == {"summarize": 2}
     take(database, second)
     assert bells() == {}
+
+
+@pytest.mark.parametrize("change", [{"paused": True}, {"state": "cancelling"}, {"state": "failed"}], ids=str)
+def test_job_that_changed_between_the_look_and_the_claim_is_left_alone(
+    sqlite_only: Database, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    job = make_job(sqlite_only, TEXTS)
+
+    def look_and_change(connection: Connection, claimant: Claimant) -> object:
+        found = connection.execute(claim_rows._ranking(claimant)).all()
+        connection.execute(update(jobs).values(**change))
+        return found
+
+    monkeypatch.setattr(claim_rows, "_candidates", look_and_change)
+    assert take(sqlite_only, make_worker(sqlite_only, "w1")) is None
+    assert [(chunk["state"], chunk["epoch"]) for chunk in chunk_rows_of(sqlite_only, job)] == [("queued", 0)]
+
+
+def test_no_bell_rings_for_a_paused_job(database: Database) -> None:
+    make_job(database, TEXTS, paused=True)
+    make_worker(database, "w1")
+    with database.read() as connection:
+        assert bells_to_ring(connection, within_s=30) == {}

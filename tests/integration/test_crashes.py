@@ -166,3 +166,51 @@ def test_crash_under_a_cancelled_job_closes_the_chunk_and_splits_nothing(databas
     assert (chunk["state"], chunk["outcome"]) == ("done", "cancelled")
     row = job_row(database, job)
     assert (row["state"], row["not_run"]) == ("cancelled", 60)
+
+
+def test_dialogue_that_failed_behind_the_last_unfinished_one_is_retried(database: Database) -> None:
+    job = make_job(database, TEXTS[:6])
+    claim = claimed(database, "w1")
+    lost = [Lost(unit, DeviceOutOfMemory("x")) for unit in pending(database, claim)[5:]]
+    database.transact(lambda connection: record(connection, claim, lost=lost))
+    bury(database, "w1")
+    claimed(database, "w2")
+    bury(database, "w2")
+    assert [chunk["last_rank"] for chunk in chunk_rows_of(database, job)] == [1, 5]
+    assert work_until_the_end(database, job, "deadly") == 0
+    assert retry(database, first_tenant(database), job_row(database, job)["id"], Missing()) == 1
+    assert work_until_the_end(database, job, "deadly") == 0
+    assert job_row(database, job)["succeeded"] == 6
+
+
+def test_progress_forgets_earlier_crashes(database: Database) -> None:
+    # One dialogue in several rows, each drawn anew: the only chunk that cannot be split and can still progress.
+    job = make_job(database, [TEXTS[0]] * 3, spec={"generation": {"do_sample": True}})
+    for number in (1, 2):
+        claimed(database, f"w{number}")
+        bury(database, f"w{number}")
+    claim = claimed(database, "w3")
+    with database.read() as connection:
+        first = load_pending(connection, claim, limit=1000, is_sampling=True)[0]
+    database.transact(lambda connection: record(connection, claim, made=[made(first)]))
+    bury(database, "w3")
+    claimed(database, "w4")
+    bury(database, "w4")
+    (chunk,) = chunk_rows_of(database, job)
+    assert (chunk["state"], chunk["crashes"]) == ("queued", 1)
+
+
+def test_reaper_asks_again_when_its_rows_have_come(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claimed(database, "w1")
+    expire_leases(database)
+    assert database.transact(lambda connection: crashes.reap(connection, BUDGETS, may_reap=lambda: False)) == 0
+    assert chunk_rows_of(database, job)[0]["owner"] == "w1"
+
+
+def test_death_of_a_worker_leaves_the_chunks_of_others(database: Database) -> None:
+    job = make_job(database, TEXTS[:2], per_chunk=1)
+    claimed(database, "w1")
+    claimed(database, "w2")
+    bury(database, "w1")
+    assert [chunk["owner"] for chunk in chunk_rows_of(database, job)] == [None, "w2"]

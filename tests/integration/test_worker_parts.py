@@ -19,7 +19,7 @@ from gistmill.db.chunks import read_wish
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
 from gistmill.db.tables import generations, jobs, results
-from gistmill.errors import DeviceFull, DeviceTooSmall, ModelUnavailable, ModelUnreadable, StoreUnavailable
+from gistmill.errors import DeviceFull, DeviceTooSmall, LeaseLost, ModelUnavailable, ModelUnreadable, StoreUnavailable
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
 from gistmill.specs import Precision
@@ -406,4 +406,86 @@ def test_worker_whose_heartbeat_died_ends(database: Database, redis_url: str, mo
     monkeypatch.setattr(heartbeat, "beat", broken)
     heartbeat.start()
     wait_until(lambda: exits == [EXIT_HUNG], timeout_s=5)
+    heartbeat.stop()  # Its exception must be noted in this test, which expects it, and not in the next one.
     bells.close()
+
+
+def test_heart_beats_for_a_chunk_before_redis_is_waited_for(bench: Bench) -> None:
+    watched: list[bool] = []
+
+    class Watched(Bells):
+        """Bells that note whether the heart knows of a chunk when they are rung by a worker that has one."""
+
+        def ring(self, kind: str, *, listeners: int = 1) -> bool:
+            running = chunk_rows_of(bench.database, job)[0]["state"] == "running"
+            if running and threading.current_thread() is threading.main_thread():
+                watched.append(bench.heartbeat._watch is not None)
+            return super().ring(kind, listeners=listeners)
+
+    make_worker(bench.database, "idle")
+    job = make_job(bench.database, TEXTS, per_chunk=6)
+    bench.runner.bells = Watched("redis://127.0.0.1:1/0", "test:")
+    bench.runner.work()
+    assert watched
+    assert all(watched)
+
+
+def test_nothing_is_recorded_once_the_lease_may_have_ended(bench: Bench) -> None:
+    job = make_job(bench.database, TEXTS)
+    claim = take(bench.database, bench.runner.claimant)
+    assert claim is not None
+    watch = Watch(claim, write_until=time.monotonic() + 3600, drain=threading.Event())
+
+    class Late(FakeEngine):
+        """Its last step takes as long as the lease."""
+
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            outcomes = super()._forward(*args)
+            watch.write_until = time.monotonic()
+            return outcomes
+
+    bench.engine = Late
+    bench.handler.settings = FAST.model_copy(update={"commit_s": 0.0})
+    with pytest.raises(LeaseLost):
+        bench.handler.run(claim, watch)
+    assert job_row(bench.database, job)["succeeded"] == 0
+
+
+def test_loading_and_generating_begin_with_their_own_stall_limits(bench: Bench) -> None:
+    entered: list[float] = []
+
+    class Noting(Watch):
+        def enter(self, limit_s: float) -> None:
+            entered.append(limit_s)
+            super().enter(limit_s)
+
+    bench.handler.settings = FAST.model_copy(update={"generate_stall_s": 7.0})
+    make_job(bench.database, TEXTS)
+    claim = take(bench.database, bench.runner.claimant)
+    assert claim is not None
+    bench.handler.run(claim, Noting(claim, write_until=float("inf"), drain=threading.Event()))
+    assert entered == [60, 7.0]
+
+
+def test_work_that_exists_is_not_generated_again(bench: Bench) -> None:
+    asked: list[str] = []
+
+    class Noting(FakeEngine):
+        def generate(self, prompts: Any, *args: Any, **options: Any) -> Iterator[list[Outcome]]:
+            asked.extend(prompt.text for prompt in prompts)
+            return super().generate(prompts, *args, **options)
+
+    bench.engine = Noting
+    make_job(bench.database, TEXTS[:6])
+    longer = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert len(asked) == len(set(asked)) == len(TEXTS)
+    assert (job_row(bench.database, longer)["generated"], job_row(bench.database, longer)["shared"]) == (6, 6)
+
+
+def test_generation_tells_what_it_ran_on(bench: Bench) -> None:
+    make_job(bench.database, TEXTS)
+    bench.runner.work()
+    with bench.database.read() as connection:
+        query = select(generations.c.engine, generations.c.device, generations.c.dtype).distinct()
+        assert [tuple(row) for row in connection.execute(query)] == [("fake", "cpu", "none")]

@@ -1,0 +1,1 @@
+"""Each clause of docs/invariants.md broken once in a copy of the tree: a test must notice."""
