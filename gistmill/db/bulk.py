@@ -14,7 +14,7 @@ from gistmill.db.clock import db_now
 
 PAGE = 5_000
 # SQLite allows 32,766 variables in a statement; the widest row that is inserted so has 13.
-ROWS_RETURNED = 1_000
+ROWS_RETURNED = 2_000
 
 
 def listed(connection: Connection, values: Sequence[int] | Sequence[str]) -> Select[Any]:

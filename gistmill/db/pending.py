@@ -6,7 +6,6 @@ what SQLite needs to answer it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,8 +15,7 @@ from gistmill.db.claim import Claim
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, dialogues, job_rows, jobs, results
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """One generation to make or find, and the items of the chunk that wait for it."""
 
     dialogue_key: int
@@ -41,13 +39,14 @@ def load_pending(connection: Connection, claim: Claim, *, limit: int, is_samplin
     Equal dialogues become one unit; when sampling, every row draws anew and is a unit of its own.
     """
     rows = connection.execute(_texts(_shape_of(claim)), _values_of(claim) | {"most": limit}).all()
-    grouped: dict[tuple[int, int], list[Any]] = {}
-    for row in rows:
-        grouped.setdefault((row.dialogue_key, row.occurrence if is_sampling else 0), []).append(row)
-    return [
-        Unit(dialogue_key, draw, same[0].digest, same[0].text, tuple(row.row_number for row in same))
-        for (dialogue_key, draw), same in grouped.items()
-    ]
+    grouped: dict[tuple[int, int], tuple[str, str, list[int]]] = {}
+    for row_number, dialogue_key, occurrence, digest, text in rows:
+        work = (dialogue_key, occurrence if is_sampling else 0)
+        if work in grouped:
+            grouped[work][2].append(row_number)
+        else:
+            grouped[work] = (digest, text, [row_number])
+    return [Unit(*work, digest, text, tuple(numbers)) for work, (digest, text, numbers) in grouped.items()]
 
 
 def pending_ranks(connection: Connection, chunk_key: int) -> list[int]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from gistmill.errors import ItemError
 from gistmill.specs import GenerationParameters, Overflow
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """One row to complete. `key` is the caller's handle and comes back with the outcome.
 
     `noise` is (dialogue digest, draw): together with the seed it decides a sampled text, whatever batch the row runs in.
@@ -22,8 +21,7 @@ class Prompt:
     noise: tuple[str, int] = ("", 0)
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """What the model wrote for one row.
 
     `tokens_in` counts what the model read (special tokens included, after truncation); `tokens_out` what it wrote, its end

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -23,8 +23,7 @@ log = structlog.get_logger(__name__)
 ENCODE_ROWS = 256
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A prompt as the model reads it."""
 
     prompt: Prompt
