@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import event, func, insert, select
 
-from gistmill.control import cancel, retry
+from gistmill.control import Missing, cancel, retry
 from gistmill.db import chunks as chunk_rows
-from gistmill.db import crashes
+from gistmill.db import crashes, retrying
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
@@ -20,7 +20,16 @@ from gistmill.db.pending import Unit, load_pending
 from gistmill.db.results import Lost, Made, find_generations, record
 from gistmill.db.session import Database
 from gistmill.db.tables import generations, recipes, results, tenants
-from gistmill.errors import GistmillError, InputTooLong, JobEnded, JobIsOver, LeaseLost, UnknownJob
+from gistmill.errors import (
+    DeviceOutOfMemory,
+    GistmillError,
+    InputTooLong,
+    JobEnded,
+    JobIsOver,
+    JobNotOver,
+    LeaseLost,
+    UnknownJob,
+)
 from gistmill.specs import SummarizeSpec
 from gistmill.submit import submit_job
 from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_dataset, make_job, make_worker, take
@@ -411,3 +420,28 @@ def test_generations_are_inserted_in_the_order_of_their_keys(database: Database)
     with database.read() as connection:
         stored = connection.execute(select(generations.c.dialogue_key).order_by(generations.c.key)).scalars().all()
     assert list(stored) == sorted(unit.dialogue_key for unit in units)
+
+
+def test_retry_of_some_codes_leaves_other_errors_of_the_same_chunk(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    units = pending(database, claim)
+    lost = [Lost(units[0], InputTooLong()), Lost(units[1], DeviceOutOfMemory())]
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units[2:]], lost=lost))
+    database.transact(lambda connection: chunk_rows.finish(connection, claim))
+    assert retry(database, first_tenant(database), job_row(database, job)["id"], Missing(retryable=True)) == 1
+    assert pending(database, claimed(database, "w2")) == [units[1]]
+
+
+def test_retry_that_was_overtaken_is_refused(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    once = Budgets(max_failures=1)
+    database.transact(lambda connection: chunk_rows.fail(connection, claim, GistmillError("boom"), once))
+    with database.read() as connection:
+        ended = retrying.get_ended(connection, first_tenant(database), job_row(database, job)["id"])
+        keys = retrying.find_chunks(connection, ended, None)
+    database.transact(lambda connection: retrying.reopen(connection, ended, keys, None))
+    with pytest.raises(JobNotOver):
+        database.transact(lambda connection: retrying.reopen(connection, ended, keys, None))
+    assert (job_row(database, job)["attempt"], job_row(database, job)["chunks_left"]) == (2, 1)

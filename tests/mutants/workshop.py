@@ -74,7 +74,7 @@ class Workshop:
         started_at = time.monotonic()
         with self._broken(mutant):
             ended = self._run_pytest(mutant.tests, limit_s=LIMIT_S)
-        return Outcome(mutant, _judge(ended), time.monotonic() - started_at, ended.output)
+        return Outcome(mutant, verdict_of(ended.status, ended.output), time.monotonic() - started_at, ended.output)
 
     @contextmanager
     def _broken(self, mutant: Mutant) -> Iterator[None]:
@@ -127,11 +127,12 @@ def _write(path: Path, source: str) -> None:
     Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
 
-def _judge(ended: _Ended) -> Verdict:
-    if ended.status is None:
+def verdict_of(status: int | None, output: str) -> Verdict:
+    """Return what pytest's exit status says of the mutant; None is a pytest that never ended."""
+    if status is None:
         return Verdict.KILLED
-    if ended.status == 0:
+    if status == 0:
         return Verdict.SURVIVED
-    if ended.status != TESTS_FAILED or NOT_RUN.search(ended.output):
+    if status != TESTS_FAILED or NOT_RUN.search(output):
         return Verdict.BROKEN
     return Verdict.KILLED

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.mutants.catalog import find_mistakes, load_clauses, load_mutants
+from tests.mutants.workshop import verdict_of
 
 CLAUSES = load_clauses()
 MUTANTS = load_mutants()
@@ -40,3 +41,19 @@ def test_clause_without_a_mutant_is_a_mistake() -> None:
 def test_mutant_that_does_not_fit_is_a_mistake(change: dict[str, object], mistake: str) -> None:
     changed = replace(MUTANTS[0], **change)  # type: ignore[arg-type]
     assert any(mistake in found for found in find_mistakes(CLAUSES, [*MUTANTS, changed]))
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "verdict"),
+    [
+        (0, "1 passed", "survived"),
+        (1, "E       assert 1 == 2", "killed"),
+        (None, "", "killed"),
+        (1, "E   NameError: name 'x' is not defined", "broken"),
+        (2, "errors during collection", "broken"),
+        (4, "not found", "broken"),
+        (5, "no tests ran", "broken"),
+    ],
+)
+def test_only_a_test_that_failed_or_never_ended_kills(status: int | None, output: str, verdict: str) -> None:
+    assert verdict_of(status, output) == verdict
