@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from gistmill.control import cancel
 from gistmill.db.check import check
-from gistmill.db.chunks import read_wish
+from gistmill.db.chunks import finish, read_wish
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
 from gistmill.db.tables import generations, jobs, results
@@ -491,3 +491,43 @@ def test_generation_tells_what_it_ran_on(bench: Bench) -> None:
     with bench.database.read() as connection:
         query = select(generations.c.engine, generations.c.device, generations.c.dtype).distinct()
         assert [tuple(row) for row in connection.execute(query)] == [("fake", "cpu", "none")]
+
+
+def test_chunk_whose_lease_ran_out_unseen_is_given_back_before_the_next_claim(bench: Bench) -> None:
+    class LateOnce(FakeEngine):
+        """Takes longer than the lease once."""
+
+        was_late = False
+
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            if not self.was_late:
+                self.was_late = True
+                assert bench.heartbeat._watch is not None
+                bench.heartbeat._watch.stop(LeaseLost())
+            return super()._forward(*args)
+
+    bench.engine = LateOnce
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert job_row(bench.database, job)["state"] == "completed"
+    assert [(chunk["epoch"], chunk["crashes"]) for chunk in chunk_rows_of(bench.database, job)] == [(2, 0)]
+
+
+def test_chunk_whose_ending_got_no_answer_is_given_back_before_the_next_claim(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bench.database.transact
+    lost: list[bool] = []
+
+    def lossy(work: Callable[..., object]) -> object:
+        if getattr(work, "func", None) is finish and not lost:
+            lost.append(True)
+            raise StoreUnavailable("away")
+        return real(work)
+
+    monkeypatch.setattr(bench.database, "transact", lossy)
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert lost
+    row, chunk = job_row(bench.database, job), chunk_rows_of(bench.database, job)[0]
+    assert (row["state"], row["generated"], chunk["epoch"], chunk["crashes"]) == ("completed", 12, 2, 0)

@@ -18,11 +18,12 @@ def test_bell_finds_the_job_committed_with_its_chunks(sqlite_only: Database) -> 
     sqlite_only.transact(
         lambda connection: connection.execute(insert(models).values(tenant_key=tenant, created_at=0.0, **model))
     )
-    heard: list[tuple[int, int]] = []
+    heard: list[list[int | None]] = []
 
     def ring(_kind: str) -> None:
         with sqlite_only.read() as connection:
-            heard.append(tuple(connection.scalar(select(func.count()).select_from(table)) or 0 for table in (jobs, chunks)))
+            found = [connection.scalar(select(func.count()).select_from(table)) for table in (jobs, chunks)]
+        heard.append(found)
 
     submit_job(sqlite_only, tenant, SummarizeSpec(dataset="test", model="tiny"), ring=ring)
-    assert heard == [(1, 1)]
+    assert heard == [[1, 1]]

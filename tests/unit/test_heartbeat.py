@@ -13,7 +13,7 @@ from gistmill.control import cancel
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs
-from gistmill.errors import Draining, JobEnded, JobPaused, LeaseLost, Stalled
+from gistmill.errors import Draining, JobEnded, JobPaused, LeaseLost, Stalled, StoreUnavailable
 from gistmill.settings import WorkerSettings
 from gistmill.sweep import Sweeper
 from tests.support.jobs import first_tenant, job_row, make_job, make_worker, take
@@ -132,3 +132,16 @@ def test_wish_of_the_user_reaches_the_handler(
     heartbeat.beat()
     with pytest.raises(reason):
         watch.check()
+
+
+def test_beat_without_an_answer_ends_the_contact(
+    heartbeat: Heartbeat, claim: Claim, sqlite_only: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def transact(_work: object) -> object:
+        raise StoreUnavailable("away")
+
+    assert heartbeat.sweeper.contact.since is not None
+    heartbeat.watch(claim, requested_at=time.monotonic() - SETTINGS.renew_s)
+    monkeypatch.setattr(sqlite_only, "transact", transact)
+    heartbeat._beat_or_wait_for_sql()
+    assert heartbeat.sweeper.contact.since is None
