@@ -1,0 +1,18 @@
+"""What integration tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gistmill.db.session import Database
+from tests.support.bench import Bench, running_bench
+
+
+@pytest.fixture
+def bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]:
+    """A worker without its process."""
+    with running_bench(database, redis_url, tmp_path) as made:
+        yield made

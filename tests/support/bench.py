@@ -1,0 +1,75 @@
+"""A worker without its process: runner, heartbeat and handler on a real database, with the fake engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import select
+
+from gistmill.db.session import Database
+from gistmill.db.tables import results
+from gistmill.queue import Bells
+from gistmill.settings import WorkerSettings
+from gistmill.specs import Precision
+from gistmill.sweep import Sweeper
+from tests.support.jobs import make_worker
+from workers.engine.base import Engine
+from workers.engine.fake import FakeEngine
+from workers.handlers.summarize import SummarizeHandler
+from workers.heartbeat import Heartbeat
+from workers.residence import Residence
+from workers.runner import Runner
+
+TEXTS = [f"dialogue number {number}" for number in range(12)]
+FAST = WorkerSettings(
+    lease_s=2, renew_s=0.3, wish_s=0.1, sweep_s=0.2, margin_s=0.2, generate_stall_s=60, load_stall_s=60, retry_base_s=0.01
+)
+
+
+@dataclass
+class Bench:
+    """A worker without its process."""
+
+    database: Database
+    runner: Runner
+    heartbeat: Heartbeat
+    drain: threading.Event
+    handler: SummarizeHandler
+    loads: list[str] = field(default_factory=list)
+    engine: Callable[[], Engine] = FakeEngine
+    exits: list[int] = field(default_factory=list)
+
+
+@contextmanager
+def running_bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]:
+    """Give a bench whose heart beats."""
+    drain = threading.Event()
+    bells = Bells(redis_url, "test:")
+    claimant = make_worker(database, "bench")
+    sweeper = Sweeper(database, bells, FAST)
+    heartbeat = Heartbeat(database, "bench", FAST, sweeper, drain)
+
+    def load(directory: Path, precision: Precision) -> Engine:
+        made.loads.append(precision)
+        return made.engine()
+
+    residence = Residence(lambda digest, ticker: tmp_path, load, limit_bytes=2**30, device_bytes=2**30, load_stall_s=60)
+    handler = SummarizeHandler(database, residence, FAST)
+    runner = Runner(database, claimant, {"summarize": handler}, heartbeat=heartbeat, bells=bells, settings=FAST, drain=drain)
+    made = Bench(database, runner, heartbeat, drain, handler)
+    heartbeat.exit = made.exits.append
+    heartbeat.start()
+    yield made
+    heartbeat.stop()
+    bells.close()
+
+
+def errors_of(database: Database, job: int) -> set[str]:
+    """Return the codes of the job's errors."""
+    with database.read() as connection:
+        query = select(results.c.error_code).where(results.c.job_key == job, results.c.error_code.is_not(None))
+        return set(connection.execute(query).scalars())
