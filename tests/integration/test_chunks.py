@@ -280,6 +280,20 @@ def test_later_attempt_replaces_an_error_and_counts_it_once(database: Database) 
     assert pending(database, again) == []
 
 
+def test_result_names_its_chunk_its_epoch_and_when_it_replaced_an_error_a_new_arrival(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database)
+    units = pending(database, claim)
+    database.transact(lambda connection: record(connection, claim, lost=[Lost(units[0], InputTooLong())]))
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units[1:]]))
+    again = Claim(**{**claim.__dict__, "attempt": 2})
+    database.transact(lambda connection: record(connection, again, made=[made(units[0])]))
+    with database.read() as connection:
+        stored = connection.execute(select(results).where(results.c.job_key == job)).all()
+    assert {(row.chunk_key, row.epoch) for row in stored} == {(claim.chunk_key, claim.epoch)}
+    assert {row.arrival for row in stored if row.row_number in units[0].rows} == {3}
+
+
 def test_owner_of_a_chunk_that_was_taken_back_writes_nothing_before_it_is_claimed(database: Database) -> None:
     job = make_job(database, TEXTS)
     claim = claimed(database)

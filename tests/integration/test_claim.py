@@ -27,6 +27,7 @@ def test_claim_sets_owner_lease_and_epoch_and_moves_the_job_to_running(database:
     assert (found.epoch, found.first_rank, found.last_rank) == (1, 0, 3)
     first, second = chunk_rows_of(database, job)
     assert (first["state"], first["owner"], first["epoch"]) == ("running", "w1", 1)
+    assert 29 < first["lease_until"] - first["started_at"] < 31
     assert second["state"] == "queued"
     assert job_row(database, job)["state"] == "running"
     assert job_row(database, job)["started_at"] is not None

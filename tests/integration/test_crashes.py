@@ -214,3 +214,12 @@ def test_death_of_a_worker_leaves_the_chunks_of_others(database: Database) -> No
     claimed(database, "w2")
     bury(database, "w1")
     assert [chunk["owner"] for chunk in chunk_rows_of(database, job)] == [None, "w2"]
+
+
+def test_crash_costs_no_failure(database: Database) -> None:
+    job = make_job(database, TEXTS[:1])
+    for number in range(2):
+        claimed(database, f"w{number}")
+        bury(database, f"w{number}")
+    chunk = chunk_rows_of(database, job)[0]
+    assert (chunk["crashes"], chunk["failures"]) == (2, 0)
