@@ -51,9 +51,10 @@ def insert_many(
     is_sqlite = connection.dialect.name == "sqlite"
     quote = connection.dialect.identifier_preparer.quote
     names = ", ".join(quote(column.name) for column in columns)
-    types = [column.type.compile(connection.dialect) for column in columns]
-    values = ", ".join(f"CAST(v ->> {position} AS {type_})" for position, type_ in enumerate(types))
-    page_of = f"VALUES ({', '.join('?' * len(columns))})" if is_sqlite else f"SELECT {values} FROM jsonb_array_elements(%s) v"
+    if is_sqlite:
+        page_of = f"VALUES ({', '.join('?' * len(columns))})"
+    else:
+        page_of = f"SELECT {_from_json(connection, columns)} FROM jsonb_array_elements(%s) v"
     skip = " ON CONFLICT DO NOTHING" if or_skip else ""
     statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {page_of}{skip}"
     iterator = iter(rows)
@@ -87,8 +88,13 @@ def insert_returning(
             places = f"({'?, ' * len(columns)}{now})"
             source, values = f"VALUES {', '.join([places] * len(page))}", tuple(value for row in page for value in row)
         else:
-            types = [column.type.compile(connection.dialect) for column in columns]
-            parts = ", ".join(f"CAST(v ->> {position} AS {type_})" for position, type_ in enumerate(types))
-            source, values = f"SELECT {parts}, {now} FROM jsonb_array_elements(%s) v", (json.dumps(page, ensure_ascii=False),)
+            source = f"SELECT {_from_json(connection, columns)}, {now} FROM jsonb_array_elements(%s) v"
+            values = (json.dumps(page, ensure_ascii=False),)
         written += [tuple(row) for row in connection.exec_driver_sql(f"{head} {source} {ending}", values)]
     return written
+
+
+def _from_json(connection: Connection, columns: Sequence[Column[Any]]) -> str:
+    """Return the columns as PostgreSQL reads them from `v`, an array of JSON."""
+    types = [column.type.compile(connection.dialect) for column in columns]
+    return ", ".join(f"CAST(v ->> {position} AS {type_})" for position, type_ in enumerate(types))

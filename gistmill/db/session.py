@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 WRITE = "gistmill_write"
 BUSY_S = 30
-LOOK_FOR_LOCK_S = (0.0005, 0.0015)
 ATTEMPTS = 6
 # PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
 REPEATABLE_STATES = frozenset({"40001", "40P01"})
@@ -152,10 +151,8 @@ def _sqlite_engine(url: Any, connections: int) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get(WRITE, False):
-            _begin_immediately(connection)
-        else:
-            connection.exec_driver_sql("BEGIN")
+        is_write = connection.get_execution_options().get(WRITE, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
 
     return engine
 
@@ -176,27 +173,6 @@ def _session_settings(statement_timeout_s: float) -> dict[str, str | int]:
         "tcp_user_timeout": 15_000,
         "timezone": "UTC",
     }
-
-
-def _begin_immediately(connection: Connection) -> None:
-    """Take SQLite's one write lock, asking often: its own way waits 1, 2, 5, 10 … 100 ms between looks, and so half the time
-    of two busy workers went by with nobody holding the lock.
-    """
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
-    deadline = time.monotonic() + BUSY_S
-    driver.execute("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                driver.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise OperationalError("BEGIN IMMEDIATE", None, error) from error
-            time.sleep(random.uniform(*LOOK_FOR_LOCK_S))
-    finally:
-        driver.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000}")
 
 
 def _postgresql_engine(url: Any, connections: int, statement_timeout_s: float) -> Engine:

@@ -16,8 +16,7 @@ from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
 from gistmill.db.clock import db_now
-from gistmill.db.pending import Unit, load_pending
-from gistmill.db.results import Lost, Made, find_generations, record
+from gistmill.db.results import Lost, find_generations, record
 from gistmill.db.session import Database
 from gistmill.db.tables import generations, recipes, results, tenants
 from gistmill.errors import (
@@ -32,7 +31,8 @@ from gistmill.errors import (
 )
 from gistmill.specs import SummarizeSpec
 from gistmill.submit import submit_job
-from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_dataset, make_job, make_worker, take
+from tests.support.hands import claimed, made, pending
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_dataset, make_job
 from tests.support.servers import wait_until
 
 TEXTS = [f"dialogue number {number}" for number in range(6)]
@@ -47,24 +47,9 @@ class AnyModel:
     digest: str = "b" * 64
 
 
-def made(unit: Unit, summary: str = "s", *, truncated: bool = False) -> Made:
-    return Made(unit, summary, "stop", 5, 2, truncated, "fake", "cpu", "float32")
-
-
-def pending(database: Database, claim: Claim) -> list[Unit]:
-    with database.read() as connection:
-        return load_pending(connection, claim, limit=100, is_sampling=False)
-
-
 def write_all(database: Database, claim: Claim) -> None:
     units = pending(database, claim)
     database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
-
-
-def claimed(database: Database, name: str = "w1") -> Claim:
-    found = take(database, make_worker(database, name))
-    assert found is not None
-    return found
 
 
 def stored_summaries(database: Database) -> int:
@@ -131,7 +116,7 @@ def test_zombie_writes_nothing_after_its_lease_was_reaped(database: Database) ->
 
 def test_lease_that_was_renewed_is_not_reaped(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     expire_leases(database)
     database.transact(lambda connection: chunk_rows.renew(connection, claim, lease_s=30))
     assert database.transact(lambda connection: crashes.reap(connection, BUDGETS)) == 0
@@ -163,7 +148,7 @@ def test_failures_are_retried_and_then_written_to_the_remaining_items(database: 
 
 def test_bad_item_fails_alone(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     good, bad = pending(database, claim)[:2]
     lost = [Lost(bad, InputTooLong())]
     database.transact(lambda connection: record(connection, claim, made=[made(good)], lost=lost))
@@ -198,7 +183,7 @@ def test_two_workers_that_insert_the_same_generations_at_once_do_not_deadlock(da
 
 def test_truncated_generation_is_not_shared_with_a_job_that_wants_none(database: Database) -> None:
     make_job(database, TEXTS[:1])
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     database.transact(lambda connection: record(connection, claim, made=[made(units[0], truncated=True)]))
     with database.read() as connection:
@@ -208,7 +193,7 @@ def test_truncated_generation_is_not_shared_with_a_job_that_wants_none(database:
 
 def test_cancel_closes_queued_chunks_and_the_worker_closes_its_own(database: Database) -> None:
     job = make_job(database, TEXTS, per_chunk=2)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     write_all(database, claim)
     tenant = first_tenant(database)
     cancel(database, tenant, job_row(database, job)["id"])
@@ -225,7 +210,7 @@ def test_cancel_closes_queued_chunks_and_the_worker_closes_its_own(database: Dat
 
 def test_chunk_released_under_a_cancelled_job_is_closed_and_not_queued(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     cancel(database, first_tenant(database), job_row(database, job)["id"])
     database.transact(lambda connection: chunk_rows.release(connection, claim))
     assert job_row(database, job)["state"] == "cancelled"
@@ -247,7 +232,7 @@ def test_nothing_is_recorded_under_a_job_that_failed(database: Database) -> None
 
 def test_cancel_of_an_unknown_or_ended_job_says_so(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     write_all(database, claim)
     database.transact(lambda connection: chunk_rows.finish(connection, claim))
     tenant = first_tenant(database)
@@ -268,7 +253,7 @@ def test_worker_in_doubt_gives_back_what_carries_its_uuid(database: Database) ->
 
 def test_later_attempt_replaces_an_error_and_counts_it_once(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     lost = [Lost(unit, InputTooLong()) for unit in units]
     database.transact(lambda connection: record(connection, claim, lost=lost))
@@ -282,7 +267,7 @@ def test_later_attempt_replaces_an_error_and_counts_it_once(database: Database) 
 
 def test_result_names_its_chunk_its_epoch_and_when_it_replaced_an_error_a_new_arrival(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     database.transact(lambda connection: record(connection, claim, lost=[Lost(units[0], InputTooLong())]))
     database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units[1:]]))
@@ -296,7 +281,7 @@ def test_result_names_its_chunk_its_epoch_and_when_it_replaced_an_error_a_new_ar
 
 def test_owner_of_a_chunk_that_was_taken_back_writes_nothing_before_it_is_claimed(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     expire_leases(database)
     assert database.transact(lambda connection: crashes.reap(connection, BUDGETS)) == 1
@@ -308,7 +293,7 @@ def test_owner_of_a_chunk_that_was_taken_back_writes_nothing_before_it_is_claime
 
 def test_first_end_of_an_item_in_an_attempt_stands(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     database.transact(lambda connection: record(connection, claim, lost=[Lost(unit, InputTooLong()) for unit in units]))
     again = database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
@@ -319,7 +304,7 @@ def test_first_end_of_an_item_in_an_attempt_stands(database: Database) -> None:
 
 def test_summary_is_never_replaced(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     write_all(database, claim)
     later = Claim(**{**claim.__dict__, "attempt": 2})
@@ -343,7 +328,7 @@ def test_items_that_fail_again_with_their_chunk_count_once(database: Database) -
 
 def test_retry_keeps_the_epochs_of_its_chunks(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     database.transact(lambda connection: chunk_rows.fail(connection, claim, GistmillError("boom"), Budgets(max_failures=1)))
     retry(database, first_tenant(database), job_row(database, job)["id"])
     assert claimed(database, "w2").epoch == claim.epoch + 1
@@ -360,7 +345,7 @@ def test_lease_follows_the_clock_of_the_database_whatever_the_host_believes(
             return lease_until - connection.execute(select(db_now())).scalar_one()
 
     monkeypatch.setattr("time.time", lambda: 1.0)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     assert 0 < left_s() <= 30
     assert database.transact(lambda connection: chunk_rows.renew(connection, claim, lease_s=300))
     assert 200 < left_s() <= 300
@@ -412,7 +397,7 @@ def test_recipes_of_two_tenants_are_two(database: Database) -> None:
 
 def test_micro_batch_writes_in_one_order(database: Database) -> None:
     make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     written: list[str] = []
 
@@ -428,7 +413,7 @@ def test_micro_batch_writes_in_one_order(database: Database) -> None:
 
 def test_generations_are_inserted_in_the_order_of_their_keys(database: Database) -> None:
     make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = sorted(pending(database, claim), key=lambda unit: -unit.dialogue_key)
     database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
     with database.read() as connection:
@@ -438,7 +423,7 @@ def test_generations_are_inserted_in_the_order_of_their_keys(database: Database)
 
 def test_retry_of_some_codes_leaves_other_errors_of_the_same_chunk(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     units = pending(database, claim)
     lost = [Lost(units[0], InputTooLong()), Lost(units[1], DeviceOutOfMemory())]
     database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units[2:]], lost=lost))
@@ -449,7 +434,7 @@ def test_retry_of_some_codes_leaves_other_errors_of_the_same_chunk(database: Dat
 
 def test_retry_that_was_overtaken_is_refused(database: Database) -> None:
     job = make_job(database, TEXTS)
-    claim = claimed(database)
+    claim = claimed(database, "w1")
     once = Budgets(max_failures=1)
     database.transact(lambda connection: chunk_rows.fail(connection, claim, GistmillError("boom"), once))
     with database.read() as connection:

@@ -11,35 +11,20 @@ from gistmill.db import chunks as chunk_rows
 from gistmill.db import crashes
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
-from gistmill.db.claim import Claim
-from gistmill.db.pending import Unit, load_pending
-from gistmill.db.results import Lost, Made, record
+from gistmill.db.pending import load_pending
+from gistmill.db.results import Lost, record
 from gistmill.db.session import Database
 from gistmill.db.tables import dataset_rows, dialogues, results
 from gistmill.errors import DeviceOutOfMemory
-from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
+from tests.support.hands import claimed, made, pending
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job
 
 TEXTS = [f"dialogue number {number:03}" for number in range(60)]
 BUDGETS = Budgets(max_failures=3, max_crashes=3, retry_base_s=0.0)
 
 
-def made(unit: Unit) -> Made:
-    return Made(unit, "s", "stop", 5, 2, False, "fake", "cpu", "float32")
-
-
-def claimed(database: Database, worker: str) -> Claim:
-    claim = take(database, make_worker(database, worker))
-    assert claim is not None
-    return claim
-
-
 def bury(database: Database, worker: str) -> None:
     database.transact(lambda connection: crashes.bury(connection, worker, BUDGETS))
-
-
-def pending(database: Database, claim: Claim) -> list[Unit]:
-    with database.read() as connection:
-        return load_pending(connection, claim, limit=1000, is_sampling=False)
 
 
 def work_until_the_end(database: Database, job: int, poison: str, *, batch: int = 8) -> int:

@@ -47,6 +47,7 @@ from gistmill.errors import (
 from gistmill.settings import WorkerSettings
 from gistmill.sweep import Sweeper
 from tests.support.databases import PostgreSQLServer, SQLiteFiles
+from tests.support.hands import made
 from tests.support.jobs import first_tenant, job_row, make_job, make_worker, take
 from tests.support.model import ALIVE, FINAL, MAX_CRASHES, MAX_FAILURES, ModelChunk, ModelJob
 
@@ -369,7 +370,7 @@ class Gistmill(RuleBasedStateMachine):
 def outcomes(units: list[Unit], error: type[ItemError] | None) -> dict[str, list[object]]:
     if error is not None:
         return {"lost": [result_rows.Lost(unit, error("x")) for unit in units]}
-    return {"made": [result_rows.Made(unit, "s", "stop", 5, 2, False, "fake", "cpu", "none") for unit in units]}
+    return {"made": [made(unit) for unit in units]}
 
 
 def expire(connection: Connection, worker: str) -> None:
