@@ -1,7 +1,6 @@
 """What a chunk still has to do: the items of its range with no success and no error of the job's current attempt.
 
-The statements are built once for each shape of job and get their values when they run: building one costs 1.5 ms, several times
-what SQLite needs to answer it.
+The statements are built once for each shape of job and get their values when they run: every page of a chunk needs one.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def _with_generations(ended: _Result, found: Iterable[Found], new_keys: Collecti
     for item in found:
         for position, row_number in enumerate(item.unit.rows):
             is_generated = item.generation_key in new_keys and position == 0
-            # The whole transaction waits for this loop, and _replace takes four times as long.
+            # The whole transaction waits for this loop, and _replace takes twice as long.
             yield _Result(
                 ended.job_key, row_number, ended.attempt, ended.arrival, ended.chunk_key, ended.epoch,
                 item.generation_key, not is_generated,
