@@ -16,6 +16,7 @@ from typing import Protocol
 import psycopg
 
 from benchmarks.orchestration.processes import Child, descendants
+from tests.support.databases import reachable
 from tests.support.servers import die_with_parent, wait_until
 
 # A root user cannot run PostgreSQL; this one owns nothing else.
@@ -83,6 +84,7 @@ class PostgreSQL:
         self._directory = Path(tempfile.mkdtemp(prefix="gm-bench-pg-"))
         if self._user:
             os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
+            self._binaries = reachable(self._binaries, self._directory)
         self._server: Child | None = None
         try:
             self._start()

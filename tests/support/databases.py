@@ -48,6 +48,7 @@ class PostgreSQLServer:
         """
         if self._user:
             os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
+            self._binaries = reachable(self._binaries, self._directory)
         made = subprocess.run(
             [self._binaries / "initdb", "-D", self._directory / "data", "-U", "postgres", "--auth=trust", "-E", "utf8", "-N"],
             user=self._user,
@@ -168,6 +169,16 @@ def _migrate(url: str) -> None:
     database = open_database(url)
     upgrade(database)
     database.close()
+
+
+def reachable(binaries: Path, directory: Path) -> Path:
+    """Return a folder of these programs that every user can reach: a copy in `directory` when a folder above is private."""
+    if all(parent.stat().st_mode & 0o001 for parent in binaries.resolve().parents):
+        return binaries
+    copy = directory / "install"
+    if not copy.exists():
+        shutil.copytree(binaries.parent, copy, symlinks=True)
+    return copy / binaries.name
 
 
 def _postgresql_binaries() -> Path:
