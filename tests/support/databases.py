@@ -172,13 +172,18 @@ def _migrate(url: str) -> None:
 
 
 def reachable(binaries: Path, directory: Path) -> Path:
-    """Return a folder of these programs that every user can reach: a copy in `directory` when a folder above is private."""
+    """Return a folder of these programs that every user can reach: a copy in `directory` when a folder above is private.
+
+    The wheel's programs look for their libraries beside the package, so both are copied as they lie.
+    """
     if all(parent.stat().st_mode & 0o001 for parent in binaries.resolve().parents):
         return binaries
-    copy = directory / "install"
-    if not copy.exists():
-        shutil.copytree(binaries.parent, copy, symlinks=True)
-    return copy / binaries.name
+    package = binaries.parent.parent
+    for folder in (binaries.parent, package.with_name(f"{package.name}.libs")):
+        copy = directory / folder.relative_to(package.parent)
+        if folder.exists() and not copy.exists():
+            shutil.copytree(folder, copy, symlinks=True)
+    return directory / binaries.relative_to(package.parent)
 
 
 def _postgresql_binaries() -> Path:
