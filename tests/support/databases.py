@@ -29,10 +29,13 @@ class NoPostgreSQL(Exception):
 
 
 class PostgreSQLServer:
-    """A PostgreSQL server in a temporary directory, reached over a Unix socket. It keeps nothing when it ends."""
+    """A PostgreSQL server in a temporary directory, reached over a Unix socket. It keeps nothing when it ends.
 
-    def __init__(self, *settings: str) -> None:
-        self._settings = (*FAST, *settings)
+    It is fast and forgetful; `base` takes the place of the settings that make it so.
+    """
+
+    def __init__(self, *settings: str, base: tuple[str, ...] = FAST) -> None:
+        self._settings = (*base, *settings)
         self._binaries = _postgresql_binaries()
         self._user = UNPRIVILEGED if os.geteuid() == 0 else None
         # A socket's path may have 107 characters at most, so it stands directly in the temporary folder.
@@ -48,7 +51,7 @@ class PostgreSQLServer:
         """
         if self._user:
             os.chown(self._directory, pwd.getpwnam(self._user).pw_uid, -1)
-            self._binaries = reachable(self._binaries, self._directory)
+            self._binaries = _reachable(self._binaries, self._directory)
         made = subprocess.run(
             [self._binaries / "initdb", "-D", self._directory / "data", "-U", "postgres", "--auth=trust", "-E", "utf8", "-N"],
             user=self._user,
@@ -60,6 +63,11 @@ class PostgreSQLServer:
             self.stop()
             raise NoPostgreSQL(f"initdb failed: {made.stderr.strip()}")
         self.launch()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server, None when it does not run."""
+        return None if self._process is None else self._process.pid
 
     @property
     def socket(self) -> Path:
@@ -171,7 +179,7 @@ def _migrate(url: str) -> None:
     database.close()
 
 
-def reachable(binaries: Path, directory: Path) -> Path:
+def _reachable(binaries: Path, directory: Path) -> Path:
     """Return a folder of these programs that every user can reach: a copy in `directory` when a folder above is private.
 
     The wheel's programs look for their libraries beside the package, so both are copied as they lie.
