@@ -16,7 +16,7 @@ from gistmill.db.claim import Claim
 from gistmill.db.tables import jobs
 from gistmill.errors import DeviceFull, DeviceTooSmall, LeaseLost, ModelUnavailable, ModelUnreadable, StoreUnavailable
 from gistmill.queue import Bells
-from tests.support.bench import FAST, TEXTS, Bench, errors_of
+from tests.support.bench import FAST, TEXTS, Bench, errors_of, work_until_completed
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
 from tests.support.servers import wait_until
 from workers.engine.base import Engine, Outcome
@@ -72,12 +72,7 @@ def test_model_that_cannot_be_fetched_is_tried_again(bench: Bench, monkeypatch: 
 
     bench.engine = late
     job = make_job(bench.database, TEXTS)
-
-    def is_done() -> bool:
-        bench.runner.work()
-        return bool(job_row(bench.database, job)["state"] == "completed")
-
-    wait_until(is_done, timeout_s=10)
+    work_until_completed(bench, job)
     assert job_row(bench.database, job)["succeeded"] == len(TEXTS)
     assert [(chunk["failures"], chunk["crashes"]) for chunk in chunk_rows_of(bench.database, job)] == [(0, 0)]
 
@@ -88,12 +83,7 @@ def test_unforeseen_error_costs_a_failure_and_at_last_the_items(bench: Bench) ->
 
     bench.engine = buggy
     job = make_job(bench.database, TEXTS)
-
-    def is_done() -> bool:
-        bench.runner.work()
-        return bool(job_row(bench.database, job)["state"] == "completed")
-
-    wait_until(is_done, timeout_s=10)
+    work_until_completed(bench, job)
     assert job_row(bench.database, job)["failed"] == 12
     assert errors_of(bench.database, job) == {"chunk_failed"}
 

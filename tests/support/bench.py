@@ -16,7 +16,8 @@ from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
 from gistmill.specs import Precision
 from gistmill.sweep import Sweeper
-from tests.support.jobs import make_worker
+from tests.support.jobs import job_row, make_worker
+from tests.support.servers import wait_until
 from workers.engine.base import Engine
 from workers.engine.fake import FakeEngine
 from workers.handlers.summarize import SummarizeHandler
@@ -73,3 +74,13 @@ def errors_of(database: Database, job: int) -> set[str]:
     with database.read() as connection:
         query = select(results.c.error_code).where(results.c.job_key == job, results.c.error_code.is_not(None))
         return set(connection.execute(query).scalars())
+
+
+def work_until_completed(bench: Bench, job: int) -> None:
+    """Let the runner work, again and again while chunks rest, until the job is completed."""
+
+    def is_done() -> bool:
+        bench.runner.work()
+        return bool(job_row(bench.database, job)["state"] == "completed")
+
+    wait_until(is_done, timeout_s=10)
