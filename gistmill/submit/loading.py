@@ -19,7 +19,6 @@ from gistmill.errors import InvalidDataset, InvalidInput, InvalidName, LeaseLost
 from gistmill.ingest.mapping import Mapping
 from gistmill.ingest.reading import MAX_LINE_BYTES, Format, read_rows, scan
 from gistmill.states import DatasetState
-from gistmill.submit.ahead import one_ahead
 from gistmill.views import DatasetView
 
 log = structlog.get_logger(__name__)
@@ -147,7 +146,7 @@ class _Loading:
 
     def _write_rows(self, read: Callable[[], Iterable[LoadableRow]], count: int) -> None:
         if self.lease.rows < count:
-            for batch in one_ahead(_batches(islice(read(), self.lease.rows, None))):
+            for batch in _batches(islice(read(), self.lease.rows, None)):
                 self.lease = self.database.transact(partial(datasets.write_rows, lease=self.lease, rows=batch))
         if self.lease.rows != count:
             raise InvalidDataset(
