@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -41,6 +42,8 @@ def create_app(settings: Settings, database: Database, bells: Bells) -> ASGIApp:
         sweeper = Sweeper(database, bells, settings.worker)
         sweeper.start()
         upkeep = asyncio.create_task(keep_up(service))
+        # What is loaded by now stays until the end; an ingest makes enough objects to have it walked again and again.
+        gc.freeze()
         yield
         upkeep.cancel()
         await run_in_threadpool(sweeper.stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -169,6 +170,8 @@ class Worker:
         worker_shutting_down.connect(begin_to_drain)
         ring_waiting_quietly(self.database, self.bells, self.settings)
         consumer = _make_consumer(app, self.kinds, self.uuid)
+        # What is loaded by now stays until the end. Walking it again and again took a seventh of a chunk's time.
+        gc.freeze()
         consumer.start()
         return int(consumer.exitcode or 0)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Connection, Select, Text, any_, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -59,7 +60,7 @@ def insert_many(
     statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {page_of}{skip}"
     iterator = iter(rows)
     while page := list(islice(iterator, PAGE)):
-        connection.exec_driver_sql(statement, page if is_sqlite else (json.dumps(page, ensure_ascii=False),))
+        connection.exec_driver_sql(statement, page if is_sqlite else (to_json(page).decode(),))
 
 
 def insert_returning(
@@ -89,7 +90,7 @@ def insert_returning(
             source, values = f"VALUES {', '.join([places] * len(page))}", tuple(value for row in page for value in row)
         else:
             source = f"SELECT {_from_json(connection, columns)}, {now} FROM jsonb_array_elements(%s) v"
-            values = (json.dumps(page, ensure_ascii=False),)
+            values = (to_json(page).decode(),)
         written += [tuple(row) for row in connection.exec_driver_sql(f"{head} {source} {ending}", values)]
     return written
 

@@ -321,7 +321,7 @@ def _find_keys(connection: Connection, tenant_key: int, digests: Sequence[str]) 
     query = select(dialogues.c.digest, dialogues.c.key).where(
         dialogues.c.tenant_key == tenant_key, dialogues.c.digest.in_(listed(connection, digests))
     )
-    return {row.digest: row.key for row in connection.execute(query)}
+    return dict(connection.execute(query).all())
 
 
 def _count_rows(connection: Connection, dataset_key: int, keys: Sequence[int]) -> Counter[int]:

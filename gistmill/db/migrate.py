@@ -19,7 +19,7 @@ from gistmill.db.session import Database
 from gistmill.db.tables import tenants
 from gistmill.db.views import VIEWS, postgresql_views, sqlite_views
 
-__all__ = ["DEFAULT_TENANT", "check", "current_version", "upgrade"]
+__all__ = ["DEFAULT_TENANT", "check", "current_version", "run_migrations", "upgrade"]
 
 log = structlog.get_logger(__name__)
 
@@ -42,17 +42,22 @@ def upgrade(database: Database) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
         before = _version(connection)
         _drop_views(connection)
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        run_migrations(connection)
         _make_views(connection, is_sqlite=database.is_sqlite)
         if connection.scalar(select(tenants.c.key).where(tenants.c.name == DEFAULT_TENANT)) is None:
             connection.execute(insert(tenants).values(name=DEFAULT_TENANT, weight=1))
         after = _version(connection)
     if after != before:
         log.info("database_upgraded", before=before, after=after)
+
+
+def run_migrations(connection: Connection, revision: str = "head") -> None:
+    """Run the missing migrations up to this one in the transaction of the caller, who sees to the views."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 def current_version(database: Database) -> str | None:

@@ -3,6 +3,9 @@
 Only tenants, datasets, jobs, chunks, models and workers are ever updated. The rest is insert-only, save that a later attempt
 of a job may replace an error in `results`. Big tables have integer keys; what users name has a time-ordered id beside its key.
 Times are seconds since 1970 as floats, read from the database's own clock (clock.py).
+
+Tables with a row per dialogue or item have no foreign keys: their rows are written in the same transaction as, or after, what
+they name, and that is never deleted before them. `gistmill db check` looks for rows that name nothing (ADR 5).
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ dialogues = Table(
     "dialogues",
     metadata,
     _key(),
-    _tenant(),
+    Column("tenant_key", Key, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("characters", Integer, nullable=False),
     Column("text", Text, nullable=False),
@@ -96,10 +99,10 @@ dialogues = Table(
 dataset_rows = Table(
     "dataset_rows",
     metadata,
-    Column("dataset_key", Key, ForeignKey("datasets.key"), primary_key=True),
+    Column("dataset_key", Key, primary_key=True),
     Column("row_number", BigInteger, primary_key=True, autoincrement=False),
     Column("id", String(500), nullable=False),
-    Column("dialogue_key", Key, ForeignKey("dialogues.key"), nullable=False),
+    Column("dialogue_key", Key, nullable=False),
     Column("occurrence", BigInteger, nullable=False),
     Column("references", JSON, nullable=False),
     Column("metadata", JSON, nullable=False),
@@ -110,9 +113,9 @@ dataset_rows = Table(
 dataset_dialogues = Table(
     "dataset_dialogues",
     metadata,
-    Column("dataset_key", Key, ForeignKey("datasets.key"), primary_key=True),
+    Column("dataset_key", Key, primary_key=True),
     Column("rank", BigInteger, primary_key=True, autoincrement=False),
-    Column("dialogue_key", Key, ForeignKey("dialogues.key"), nullable=False),
+    Column("dialogue_key", Key, nullable=False),
     Column("rows", BigInteger, nullable=False),
 )
 
@@ -206,7 +209,7 @@ jobs = Table(
 job_rows = Table(
     "job_rows",
     metadata,
-    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("job_key", Key, primary_key=True),
     Column("row_number", BigInteger, primary_key=True, autoincrement=False),
 )
 
@@ -262,8 +265,8 @@ generations = Table(
     "generations",
     metadata,
     _key(),
-    Column("recipe_key", Key, ForeignKey("recipes.key"), nullable=False),
-    Column("dialogue_key", Key, ForeignKey("dialogues.key"), nullable=False),
+    Column("recipe_key", Key, nullable=False),
+    Column("dialogue_key", Key, nullable=False),
     Column("draw", BigInteger, nullable=False),
     Column("summary", Text, nullable=False),
     Column("finish_reason", String(10), nullable=False),
@@ -282,11 +285,11 @@ generations = Table(
 results = Table(
     "results",
     metadata,
-    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("job_key", Key, primary_key=True),
     Column("row_number", BigInteger, primary_key=True, autoincrement=False),
     Column("attempt", Integer, nullable=False),
     Column("arrival", BigInteger, nullable=False),
-    Column("generation_key", Key, ForeignKey("generations.key")),
+    Column("generation_key", Key),
     Column("shared", Boolean, nullable=False, server_default=text("false")),
     Column("error_code", String(40)),
     Column("error_message", Text),

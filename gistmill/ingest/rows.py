@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A row as the file has it, before its columns are understood. `line` is where it begins, counted from 1."""
 
     line: int
     values: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A parsed and checked row. `number` counts from 0; `line` is for messages."""
 
     number: int
@@ -24,7 +23,7 @@ class Row:
     id: str
     dialogue: str
     references: tuple[str, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def characters(self) -> int:

@@ -174,9 +174,9 @@ def _with_ids(job: _Job, page: Subquery, *more: Any) -> Select[Any]:
 
 
 def _keep_to_indexes(connection: Connection) -> None:
-    """Keep PostgreSQL from sorting all that is left of a job for each page, as it does while it has no statistics."""
+    """Keep PostgreSQL from reading all that is left of a job for each page, as it does while it has no statistics."""
     if connection.dialect.name == "postgresql":
-        for way in ("bitmapscan", "hashjoin", "mergejoin"):
+        for way in ("bitmapscan", "hashjoin", "mergejoin", "material"):
             connection.execute(text(f"SET LOCAL enable_{way} = off"))
 
 

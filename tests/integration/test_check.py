@@ -8,7 +8,7 @@ from sqlalchemy import insert, update
 from gistmill.admin import main
 from gistmill.db.check import check
 from gistmill.db.session import Database
-from gistmill.db.tables import job_rows, jobs
+from gistmill.db.tables import dataset_rows, generations, job_rows, jobs
 from tests.support.rows import write_history
 
 COUNTERS = ("succeeded", "failed", "generated", "shared", "truncated", "cut_off", "chunks", "chunks_left", "items")
@@ -29,6 +29,16 @@ def test_each_wrong_counter_is_named(database: Database) -> None:
             differences = check(database)
             assert bool(differences) == (step == 1), counter
             assert all(line.startswith(f"{history.job_id}: ") for line in differences)
+
+
+def test_rows_that_name_nothing_are_counted(database: Database) -> None:
+    write_history(database, failed=frozenset({1}))
+    with database.write() as connection:
+        connection.execute(update(generations).values(key=generations.c.key + 100))
+        connection.execute(update(dataset_rows).values(dialogue_key=dataset_rows.c.dialogue_key + 100))
+    differences = check(database)
+    assert "results.generation_key: 5 rows name nothing in generations" in differences
+    assert "dataset_rows.dialogue_key: 6 rows name nothing in dialogues" in differences
 
 
 def test_rows_are_counted_by_range_and_by_list(database: Database) -> None:
