@@ -130,10 +130,25 @@ models = Table(
     Column("manifest", JSON, nullable=False),
     Column("weight_bytes", BigInteger, nullable=False),
     Column("source", String(500), nullable=False),
+    # An adapter stands on the base of this digest and holds only what it changes.
+    Column("kind", String(10), nullable=False, server_default="model"),
+    Column("base_digest", String(64)),
+    # What a trained version came from: base, data, prompt, hyper-parameters, job, code.
+    Column("lineage", JSON(none_as_null=True)),
     Column("job_key", Key),
     Column("created_at", Float, nullable=False),
+    # A removed version is offered to no new job; its files stay, because results name it.
+    Column("removed_at", Float),
     UniqueConstraint("tenant_key", "name", "version"),
     UniqueConstraint("job_key"),
+)
+
+model_aliases = Table(
+    "model_aliases",
+    metadata,
+    Column("tenant_key", Key, ForeignKey("tenants.key"), primary_key=True),
+    Column("alias", String(100), primary_key=True),
+    Column("model_key", Key, ForeignKey("models.key"), nullable=False),
 )
 
 recipes = Table(
@@ -188,6 +203,8 @@ jobs = Table(
     _count("chunks"),
     _count("chunks_left"),
     _count("arrival"),
+    # Finetune jobs: how far the training is, and what was found out before its first step.
+    Column("training", JSON(none_as_null=True)),
     Column("error", JSON),
     Column("created_at", Float, nullable=False),
     Column("claimed_at", Float, nullable=False),
@@ -304,6 +321,28 @@ results = Table(
         sqlite_where=text("generation_key IS NULL"),
         postgresql_where=text("generation_key IS NULL"),
     ),
+)
+
+# A point of a training curve: an optimizer step, or an evaluation after one. A resumed run repeats points; the first stands.
+training_metrics = Table(
+    "training_metrics",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("kind", String(5), primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("epoch", Float, nullable=False),
+    Column("loss", Float),
+    Column("learning_rate", Float),
+    Column("gradient_norm", Float),
+    Column("samples_per_s", Float),
+    Column("memory_bytes", BigInteger),
+    Column("rouge1", Float),
+    Column("rouge2", Float),
+    Column("rougel", Float),
+    Column("rougelsum", Float),
+    Column("chunk_key", Key, nullable=False),
+    Column("lease_epoch", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 
 # One row per process start; `kinds` and `resident` are lists of names and model digests.
