@@ -18,6 +18,8 @@ GistmillError
 │   ├── Unauthorized, ForeignHost
 ├── ModelError              a checkpoint cannot be used; holds for the whole job
 │   ├── ModelUnreadable, UnsafeModel, DigestMismatch, UnsupportedModel
+│   └── TrainingFailed      or cannot be tuned as asked
+│       ├── UnknownTargets, LossNotFinite, DiskTooSmall, TrainingOutOfMemory
 ├── ItemError               holds for one item; the job goes on
 │   ├── InputTooLong, DeviceOutOfMemory, GenerationFailed, WorkerCrashed, ChunkFailed
 ├── Unavailable             retrying is safe
@@ -235,6 +237,36 @@ class UnsupportedModel(ModelError):
     """The model is not an encoder-decoder text model, or needs something that is not allowed."""
 
     code = "unsupported_model"
+
+
+class TrainingFailed(ModelError):
+    """The training cannot go on, and would end in the same way again."""
+
+    code = "training_failed"
+
+
+class UnknownTargets(TrainingFailed):
+    """The model has no modules of these names to adapt."""
+
+    code = "unknown_targets"
+
+
+class LossNotFinite(TrainingFailed):
+    """The loss is not a finite number any more. Try a smaller --learning-rate."""
+
+    code = "loss_not_finite"
+
+
+class DiskTooSmall(TrainingFailed):
+    """The disk has no room for the checkpoints of this training."""
+
+    code = "disk_full"
+
+
+class TrainingOutOfMemory(TrainingFailed):
+    """The device has no memory for a batch of one row. Try --gradient-checkpointing or shorter inputs."""
+
+    code = "training_out_of_memory"
 
 
 class ItemError(GistmillError):

@@ -68,6 +68,7 @@ class WorkerSettings(BaseModel):
     margin_s: NonNegativeFloat = Field(2.0, description="A worker stops writing this long before its lease ends, seconds.")
     generate_stall_s: PositiveFloat = Field(60.0, description="Longest a generation may stand still, seconds.")
     load_stall_s: PositiveFloat = Field(600.0, description="Longest loading or fetching a model may stand still, seconds.")
+    train_stall_s: PositiveFloat = Field(300.0, description="Longest a training step may take, seconds.")
     drain_s: PositiveFloat = Field(80.0, description="How long a stopping worker may take before it is killed, seconds.")
     max_failures: PositiveInt = Field(3, description="Failures after which a chunk's items get the error.")
     max_crashes: PositiveInt = Field(3, description="Crashes without progress after which a chunk's items get the error.")

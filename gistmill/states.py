@@ -9,6 +9,11 @@ class JobKind(StrEnum):
     """What a job does; there is one queue per kind."""
 
     SUMMARIZE = "summarize"
+    FINETUNE = "finetune"
+
+
+# The others have a result of another kind: a model, scores. Their one chunk fails with its job.
+KINDS_WITH_ITEMS = frozenset({JobKind.SUMMARIZE})
 
 
 class JobState(StrEnum):

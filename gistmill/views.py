@@ -49,12 +49,32 @@ class JobView(View):
     counts: Counts = Counts()
     chunks_left: int = 0
     waits_for: str | None = Field(None, description="Why nothing runs, when a reason is known.")
+    training: dict[str, Any] | None = Field(None, description="Finetune jobs: parameters, steps, the last loss and speed.")
+    produced: str | None = Field(None, description="Finetune jobs: the model version that was made, as a reference.")
     error: dict[str, Any] | None = None
     warnings: list[str] = []
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     dialogues_per_s: float | None = Field(None, description="Distinct dialogues that reached an end per second of running.")
+
+
+class MetricView(View):
+    """A point of a training curve: an optimizer step, or an evaluation after one."""
+
+    cursor: str = Field(description="Ask for `after` this to go on behind it.")
+    kind: str = Field(description="train or eval")
+    step: int = Field(description="Optimizer steps done.")
+    epoch: float
+    loss: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    samples_per_s: float | None = None
+    memory_bytes: int | None = None
+    rouge1: float | None = None
+    rouge2: float | None = None
+    rougel: float | None = None
+    rougelsum: float | None = None
 
 
 class DatasetView(View):
@@ -72,17 +92,24 @@ class DatasetView(View):
 
 
 class ModelView(View):
-    """A model version."""
+    """A model version. An adapter's figures are its own; its architecture is its base's."""
 
     name: str
     version: int
     digest: str
+    kind: str = Field("model", description="model or adapter")
+    base: str | None = Field(None, description="The model that an adapter belongs to, name@version.")
+    base_digest: str | None = None
     architecture: str
     parameters: int
     weight_bytes: int
     dtype: str
     source: str
+    aliases: list[str] = []
+    job: str | None = Field(None, description="The job that made it.")
+    lineage: dict[str, Any] | None = Field(None, description="What a trained version came from.")
     created_at: datetime | None = None
+    removed_at: datetime | None = Field(None, description="Since when no new job can use it.")
 
 
 class WorkerView(View):

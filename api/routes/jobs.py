@@ -16,9 +16,9 @@ from api import catalog
 from api.deps import After, PageLimit, Service, ServiceDep
 from gistmill import readback, submit
 from gistmill.readback.items import PAGE
-from gistmill.specs import SummarizeSpec
+from gistmill.specs import JobSpec
 from gistmill.sweep import live_within_s
-from gistmill.views import ItemErrorView, JobView, Page, ResultView
+from gistmill.views import ItemErrorView, JobView, MetricView, Page, ResultView
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -28,13 +28,13 @@ KEEP_ALIVE_S = 5.0
 
 Cursor = Annotated[str | None, Query(max_length=100, description="The `cursor` of the last line that was read.")]
 Limit = Annotated[int | None, Query(ge=0, description="Most lines; all of them by default.")]
-PageReader = Callable[[str | None, int], list[ResultView] | list[ItemErrorView]]
+PageReader = Callable[[str | None, int], list[ResultView] | list[ItemErrorView] | list[MetricView]]
 
 
 @router.post("", status_code=201, responses={200: {"description": "The answer to an earlier request with the same key."}})
 def submit_job(
     service: ServiceDep,
-    spec: SummarizeSpec,
+    spec: JobSpec,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> JobView:
@@ -105,6 +105,20 @@ def stream_errors(service: ServiceDep, job_id: str, after: Cursor = None, limit:
         return readback.read_errors(service.database, service.tenant_key, job_id, after=cursor, limit=most)
 
     return StreamingResponse(_lines(read, after, limit), media_type=LINES)
+
+
+@router.get("/{job_id}/metrics", response_class=StreamingResponse, responses={200: {"content": {LINES: {}}}})
+def stream_metrics(
+    service: ServiceDep, job_id: str, after: Cursor = None, limit: Limit = None, follow: bool = False
+) -> StreamingResponse:
+    """Stream the curve of a training, one JSON object a line, by step; with `follow` until the job has ended."""
+    readback.read_metrics(service.database, service.tenant_key, job_id, after=after, limit=0)
+
+    def read(cursor: str | None, most: int) -> list[MetricView]:
+        return readback.read_metrics(service.database, service.tenant_key, job_id, after=cursor, limit=most)
+
+    lines = _follow(service, job_id, read, after, limit) if follow else _lines(read, after, limit)
+    return StreamingResponse(lines, media_type=LINES)
 
 
 class _Position:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from gistmill.cli import datasets, fleet, jobs, models, sql, stack, steering, summarize, workers
+from gistmill.cli import datasets, finetune, fleet, jobs, models, sql, stack, steering, summarize, workers
 
 app = typer.Typer(
     name="gistmill",
@@ -15,6 +15,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("summarize")(summarize.summarize)
+app.command("finetune")(finetune.finetune)
 for command in (steering.cancel, steering.pause, steering.resume, steering.retry):
     jobs.app.command()(command)
 app.add_typer(jobs.app, name="jobs", help="List, watch, read and steer jobs.")

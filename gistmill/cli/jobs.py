@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, say, write_json, write_views
+
+if TYPE_CHECKING:
+    from gistmill.client import Job
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -54,19 +57,32 @@ def watch(job: JobId, as_json: Json = False) -> None:
     with Client() as client:
         watched = client.job(job)
         try:
-            watched.wait(progress=True)
+            _follow(watched)
         except KeyboardInterrupt:
             say(f"left; the job {job} is {watched.state}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         counts = watched.counts
         if as_json:
             write_json(watched.view.model_dump(mode="json"))
+        if watched.view.kind == "finetune":
+            say(f"{watched.state}: {watched.view.produced or 'no model was made'}")
+            raise typer.Exit(0 if watched.state == "completed" else 1)
         say(f"{watched.state}: {counts.succeeded} succeeded, {counts.failed} failed, {counts.not_run} not run")
         advise(f"gistmill jobs results {job} -o summaries.jsonl")
         if watched.state != "completed":
             raise typer.Exit(1)
         if counts.failed:
             raise typer.Exit(EXIT_FAILED_ITEMS)
+
+
+def _follow(job: Job) -> None:
+    if job.view.kind == "finetune":
+        from gistmill.training_progress import show_training
+
+        with show_training(live=True) as show:
+            job.wait(on_change=show)
+    else:
+        job.wait(progress=True)
 
 
 @app.command()
@@ -99,3 +115,17 @@ def errors(job: JobId) -> None:
     with Client.for_reading() as client:
         for error in client.job(job).errors():
             print(json.dumps(error.model_dump(exclude={"cursor"}), ensure_ascii=False))
+
+
+@app.command()
+def metrics(
+    job: JobId,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the curve here, as .csv or .svg.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the curve of a training: loss, validation loss, scores and speed by step."""
+    from gistmill.cli.finetune import write_curve
+    from gistmill.client import Client
+
+    with Client.for_reading() as client:
+        write_curve(client.job(job), output, as_json=as_json)

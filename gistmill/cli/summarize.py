@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, say, write_json
+from gistmill.cli.submitting import labels_of, leave, stay_up
 
 if TYPE_CHECKING:
     from gistmill.client import Client, Job
@@ -61,7 +61,7 @@ def summarize(
         "on_overflow": on_overflow,
         "precision": precision,
         "priority": priority,
-        "labels": _labels(label or ()),
+        "labels": labels_of(label or ()),
     }
     if output is not None and not output.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no directory {output.absolute().parent}", param_hint="--output")
@@ -79,18 +79,8 @@ def summarize(
         _finish(client, job, output, as_json=as_json)
 
 
-def _labels(texts: Iterable[str]) -> dict[str, str] | None:
-    pairs = [text.partition("=") for text in texts]
-    if any(not name or not equals for name, equals, _ in pairs):
-        raise typer.BadParameter("write NAME=VALUE, for example team=support", param_hint="--label")
-    return {name: value for name, _, value in pairs} or None
-
-
 def _detach(client: Client, job: Job, *, as_json: bool) -> None:
-    if client.stack is not None:
-        client.stack.keep()
-        if client.stack.is_private:
-            say("the stack runs on; stop it with: gistmill down")
+    stay_up(client)
     if as_json:
         write_json(job.view.model_dump(mode="json"))
     else:
@@ -103,13 +93,7 @@ def _finish(client: Client, job: Job, output: Path | None, *, as_json: bool) -> 
     try:
         job.wait(progress=True)
     except KeyboardInterrupt:
-        is_private = client.stack is not None and client.stack.is_private
-        if is_private:
-            say(
-                f"stopping; the job {job.id} resumes when gistmill starts here again, for example: gistmill jobs watch {job.id}"
-            )
-        else:
-            say(f"detached; the job {job.id} runs on. Follow it with: gistmill jobs watch {job.id}")
+        leave(client, job)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if output is not None:
         write_results(job, output)

@@ -14,7 +14,7 @@ from gistmill.errors import ApiUnreachable, InvalidInput
 from gistmill.local import Stack, join_stack
 from gistmill.settings import Settings, load_settings
 from gistmill.sources import DatasetSource, find_source
-from gistmill.specs import SummarizeSpec, parse_spec
+from gistmill.specs import FinetuneSpec, SummarizeSpec, parse_finetune_spec, parse_spec
 from gistmill.transport import Transport
 from gistmill.views import DatasetView, JobView, ModelView, Page, QueryView, SteerView, WorkerView
 
@@ -104,7 +104,40 @@ class Client:
         dataset = self._upload(source, columns)
         return self.submit(parse_spec({"dataset": dataset} | fields), idempotency_key=idempotency_key)
 
-    def submit(self, spec: SummarizeSpec, *, idempotency_key: str | None = None) -> Job:
+    def finetune(
+        self,
+        data: str | Path | IO[bytes],
+        *,
+        validation: str | float | Path | None = None,
+        columns: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        **spec: Any,
+    ) -> Job:
+        """Submit a job that tunes a model on data with references, and return it at once.
+
+        `validation` is other such data, or the part of the rows to keep back; `spec` holds the fields of FinetuneSpec
+        (`model`, `method`, `rank`, `epochs`, `learning_rate`, `name`, …).
+
+        Raises:
+            InvalidInput: the data or the parameters cannot be used; nothing was queued.
+        """
+        source = find_source(data)
+        fields = {name: value for name, value in spec.items() if value is not None}
+        if source.select and fields.get("select"):
+            raise InvalidInput("Rows are selected twice: behind the data's name and by select. Keep one.")
+        if source.select:
+            fields["select"] = source.select
+        if validation is not None:
+            fields["validation"] = validation if isinstance(validation, float) else str(validation)
+        checked = parse_finetune_spec({"dataset": "checked-before-the-upload"} | fields)
+        if isinstance(checked.validation, str):
+            if find_source(checked.validation).select:
+                raise InvalidInput("Validation data is taken whole; leave out the rows behind its name.")
+            fields["validation"] = self._upload(find_source(checked.validation), columns)
+        dataset = self._upload(source, columns)
+        return self.submit(parse_finetune_spec({"dataset": dataset} | fields), idempotency_key=idempotency_key)
+
+    def submit(self, spec: SummarizeSpec | FinetuneSpec, *, idempotency_key: str | None = None) -> Job:
         """Submit a job over a dataset that the server has. The same key never makes a second job."""
         body = spec.model_dump(mode="json", exclude_defaults=True) | {"kind": spec.kind}
         key = idempotency_key or str(uuid.uuid4())

@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from gistmill.curve import Curve
 from gistmill.states import JobState
-from gistmill.views import Counts, ItemErrorView, JobView, ResultView
+from gistmill.views import Counts, ItemErrorView, JobView, MetricView, ResultView
 
 if TYPE_CHECKING:
     from gistmill.client.client import Client
@@ -78,6 +79,15 @@ class Job:
     def errors(self, *, after: str | None = None) -> Iterator[ItemErrorView]:
         """Yield the failed items in input order."""
         return self._client.read_lines(f"/v1/jobs/{self.id}/errors", ItemErrorView, after=after)
+
+    def metrics(self) -> Curve:
+        """Return the curve of a training as far as it is; a notebook shows it as a drawing."""
+        return Curve(self.follow_metrics(follow=False))
+
+    def follow_metrics(self, *, follow: bool = True, after: str | None = None) -> Iterator[MetricView]:
+        """Yield the points of a training's curve by step, as they come, until the job has ended."""
+        path = f"/v1/jobs/{self.id}/metrics"
+        return self._client.read_lines(path, MetricView, after=after, follow=str(follow).lower())
 
     def cancel(self) -> Job:
         """Ask the job to stop; running work ends within seconds."""

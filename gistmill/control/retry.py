@@ -14,6 +14,7 @@ from gistmill.control.wishes import Ring
 from gistmill.db import retrying
 from gistmill.db.session import Database
 from gistmill.errors import ItemError, NothingToRetry
+from gistmill.states import KINDS_WITH_ITEMS, JobState
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,8 @@ def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | N
     missing = missing or Missing()
     with database.read() as connection:
         job = retrying.get_ended(connection, tenant_key, job_id)
+        if job.kind not in KINDS_WITH_ITEMS:
+            return _run_again(database, job, ring)
         if missing.failed and job.not_run:
             raise NothingToRetry(
                 f"The job {job_id} has {job.not_run} items that were never run; leave out --failed to run those too."
@@ -65,6 +68,19 @@ def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | N
     if ring is not None:
         ring(job.kind)
     return items
+
+
+def _run_again(database: Database, job: Row[Any], ring: Ring | None) -> int:
+    """Queue the one chunk of a job without items, which goes on where it stopped; nothing of it counts as an item."""
+    if job.state == JobState.COMPLETED:
+        raise NothingToRetry(f"The job {job.id} has done what it was to do.")
+    with database.read() as connection:
+        chunk_keys = retrying.chunk_keys(connection, job.key)
+    database.transact(partial(retrying.reopen, job=job, chunk_keys=chunk_keys, codes=None))
+    log.info("job_retried", job_id=job.id, items=0, chunks=len(chunk_keys), attempt=job.attempt + 1)
+    if ring is not None:
+        ring(job.kind)
+    return 0
 
 
 def _why_nothing(job: Row[Any], missing: Missing) -> str:

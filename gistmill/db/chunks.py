@@ -19,7 +19,7 @@ from gistmill.db.clock import db_now
 from gistmill.db.fence import guard, owned_by
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import ChunkFailed, GistmillError
-from gistmill.states import CLAIMABLE_JOB_STATES, FINAL_JOB_STATES, ChunkState, JobState
+from gistmill.states import CLAIMABLE_JOB_STATES, FINAL_JOB_STATES, KINDS_WITH_ITEMS, ChunkState, JobState
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +102,9 @@ def fail(connection: Connection, claim: Claim, error: GistmillError, budgets: Bu
         return
     guard(connection, claim, failures=failures, error=body)
     message = f"The chunk failed {failures} times; the last error was: {error.message}"
+    if claim.kind not in KINDS_WITH_ITEMS:
+        fail_job(connection, claim, ChunkFailed(message))
+        return
     results.fail_remaining(connection, claim, ChunkFailed(message))
     finish(connection, claim)
 
@@ -114,9 +117,15 @@ def fail_job(connection: Connection, claim: Claim, error: GistmillError) -> None
     """
     guard(connection, claim, state=ChunkState.DONE, outcome="failed", owner=None, lease_until=None, finished_at=db_now())
     _free_worker(connection, claim.worker)
+    mark_failed(connection, claim.job_key, error)
+    count_down(connection, claim.job_key, 1)
+
+
+def mark_failed(connection: Connection, job_key: int, error: GistmillError) -> None:
+    """Let a job that has not ended be failed with this error; what its items have is kept."""
     connection.execute(
         update(jobs)
-        .where(jobs.c.key == claim.job_key, jobs.c.state.not_in(FINAL_JOB_STATES))
+        .where(jobs.c.key == job_key, jobs.c.state.not_in(FINAL_JOB_STATES))
         .values(
             state=JobState.FAILED,
             error={"code": error.code, "message": error.message},
@@ -124,7 +133,6 @@ def fail_job(connection: Connection, claim: Claim, error: GistmillError) -> None
             finished_at=db_now(),
         )
     )
-    count_down(connection, claim.job_key, 1)
 
 
 def close(connection: Connection, claim: Claim) -> None:

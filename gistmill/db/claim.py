@@ -51,6 +51,7 @@ class Claim:
     spec: dict[str, Any]
     dataset_key: int
     recipe_key: int
+    model_key: int
     model_digest: str
     row_start: int
     row_stop: int
@@ -196,6 +197,7 @@ def _make_claim(chunk: Row[Any], job: Row[Any], worker: str) -> Claim:
         spec=job.spec,
         dataset_key=job.dataset_key,
         recipe_key=job.recipe_key,
+        model_key=job.model_key,
         model_digest=job.model_digest,
         row_start=job.row_start,
         row_stop=job.row_stop,

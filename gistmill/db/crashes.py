@@ -14,12 +14,12 @@ import structlog
 from sqlalchemy import Connection, Row, insert, select, update
 
 from gistmill.db import results
-from gistmill.db.chunks import Budgets, close_if_job_ended, count_down, queued_after
+from gistmill.db.chunks import Budgets, close_if_job_ended, count_down, mark_failed, queued_after
 from gistmill.db.clock import db_now
 from gistmill.db.pending import pending_ranks
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import WorkerCrashed
-from gistmill.states import ChunkState
+from gistmill.states import KINDS_WITH_ITEMS, ChunkState
 
 log = structlog.get_logger(__name__)
 
@@ -103,8 +103,13 @@ def _split(connection: Connection, row: Row[Any], unfinished: Sequence[int]) -> 
 
 
 def _fail_crashed(connection: Connection, chunk_key: int, job_key: int, crashes: int) -> None:
-    message = f"The worker ended {crashes} times while it worked on this dialogue alone."
-    results.fail_remaining_of(connection, chunk_key, WorkerCrashed(message))
+    kind = connection.execute(select(jobs.c.kind).where(jobs.c.key == job_key)).scalar_one()
+    if kind in KINDS_WITH_ITEMS:
+        message = f"The worker ended {crashes} times while it worked on this dialogue alone."
+        results.fail_remaining_of(connection, chunk_key, WorkerCrashed(message))
+    else:
+        message = f"The worker ended {crashes} times without progress while it ran this job."
+        mark_failed(connection, job_key, WorkerCrashed(message))
     connection.execute(
         update(chunks)
         .where(chunks.c.key == chunk_key, chunks.c.state == ChunkState.QUEUED)

@@ -13,7 +13,7 @@ from gistmill.db.bulk import insert_many, listed
 from gistmill.db.clock import db_now
 from gistmill.db.ids import make_id
 from gistmill.db.tables import chunks, job_rows, jobs, recipes
-from gistmill.specs import SPEC_VERSION, SummarizeSpec, digest_of
+from gistmill.specs import SPEC_VERSION, FinetuneSpec, SummarizeSpec, digest_of
 from gistmill.states import ChunkState, JobState
 
 
@@ -37,17 +37,18 @@ class NewJob:
     """A job that was checked and planned."""
 
     tenant_key: int
-    spec: SummarizeSpec
+    spec: SummarizeSpec | FinetuneSpec
     request_digest: str
     idempotency_key: str | None
     dataset_key: int
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] | None
     model_key: int | None
     model_digest: str
     rows: JobRows
     distinct_dialogues: int
     chunks: int
     retry_of_key: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def takes(connection: Connection, rows: JobRows, row_number: ColumnElement[int]) -> ColumnElement[bool]:
@@ -94,11 +95,11 @@ def _job_row(connection: Connection, new: NewJob, job_id: str) -> dict[str, Any]
         "spec_version": SPEC_VERSION,
         "spec": new.spec.model_dump(mode="json"),
         "labels": new.spec.labels,
-        "warnings": [],
+        "warnings": list(new.warnings),
         "idempotency_key": new.idempotency_key,
         "request_digest": new.request_digest,
         "dataset_key": new.dataset_key,
-        "recipe_key": _find_or_add_recipe(connection, new.tenant_key, new.recipe),
+        "recipe_key": None if new.recipe is None else _find_or_add_recipe(connection, new.tenant_key, new.recipe),
         "model_key": new.model_key,
         "model_digest": new.model_digest,
         "row_start": rows.start,

@@ -12,7 +12,7 @@ from gistmill.db.bulk import listed
 from gistmill.db.clock import db_now
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs, results
 from gistmill.errors import JobNotOver, UnknownJob
-from gistmill.states import FINAL_JOB_STATES, ChunkState, JobState
+from gistmill.states import FINAL_JOB_STATES, KINDS_WITH_ITEMS, ChunkState, JobState
 
 PAGE = 5_000
 
@@ -61,6 +61,11 @@ def find_chunks(connection: Connection, job: Row[Any], codes: Sequence[str] | No
     return sorted(chunk.key for chunk in known if chunk.key in holding or chunk.outcome in ("cancelled", "failed"))
 
 
+def chunk_keys(connection: Connection, job_key: int) -> list[int]:
+    """Return the keys of all chunks of a job, in order."""
+    return list(connection.execute(select(chunks.c.key).where(chunks.c.job_key == job_key).order_by(chunks.c.key)).scalars())
+
+
 def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], codes: Sequence[str] | None) -> None:
     """Begin a new attempt over these chunks, all or nothing. `job` is its row as read before.
 
@@ -100,8 +105,9 @@ def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], cod
 
 
 def is_missing_items() -> ColumnElement[bool]:
-    """The condition on a job: it has ended, and some of its items have no summary."""
-    return and_(jobs.c.state.in_(FINAL_JOB_STATES), or_(jobs.c.failed > 0, jobs.c.not_run > 0))
+    """The condition on a job: it has ended, and some of its items have no summary, or it has no result of another kind."""
+    is_without = and_(jobs.c.kind.not_in(KINDS_WITH_ITEMS), jobs.c.state != JobState.COMPLETED)
+    return and_(jobs.c.state.in_(FINAL_JOB_STATES), or_(jobs.c.failed > 0, jobs.c.not_run > 0, is_without))
 
 
 def _failed(job_key: int, codes: Sequence[str] | None) -> ColumnElement[bool]:

@@ -55,7 +55,7 @@ _JOBS = SqlView(
     "WHERE TENANT(j.tenant_key)",
     _columns(
         ("job_id", "text", "j.id", "The job's id, job_…; later jobs have larger ids."),
-        ("kind", "text", "j.kind", "What the job does: summarize."),
+        ("kind", "text", "j.kind", "What the job does: summarize or finetune."),
         ("state", "text", "j.state", "waiting, queued, running, cancelling, completed, failed or cancelled."),
         ("paused", "boolean", "j.paused", "Whether a pause is wished."),
         ("priority", "integer", "j.priority", "Higher runs first."),
@@ -170,7 +170,39 @@ _MODELS = SqlView(
         ("weight_bytes", "integer", "m.weight_bytes", "Bytes of its weights."),
         ("dtype", "text", "m.manifest ->> 'dtype'", "The number format of its weights."),
         ("source", "text", "m.source", "Where it came from."),
+        ("kind", "text", "m.kind", "model, or adapter on a base."),
+        ("base", "text", "m.lineage ->> 'base'", "The version that it was trained from, or null."),
+        ("base_digest", "text", "COALESCE(m.base_digest, m.lineage ->> 'base_digest')", "The sha256 of that base."),
+        ("job_id", "text", "m.lineage ->> 'job'", "The finetune job that made it, or null."),
+        ("dataset", "text", "m.lineage ->> 'dataset'", "The id of the dataset that it was trained on."),
+        ("dataset_digest", "text", "m.lineage ->> 'dataset_digest'", "The sha256 of that dataset's rows."),
+        ("prompt", "text", "m.lineage ->> 'prompt'", "The prompt that it was trained with."),
+        ("parameters_asked", "JSON", "m.lineage -> 'parameters'", "The hyper-parameters of the job, as asked for."),
+        ("code_version", "text", "m.lineage ->> 'code_version'", "The version of Gistmill that trained it."),
         ("created_at", "time", "TIME(m.created_at)", "When it was added."),
+        ("removed_at", "time", "TIME(m.removed_at)", "When it was withdrawn from new jobs, or null."),
+    ),
+)
+
+_METRICS = SqlView(
+    "v_training_metrics",
+    "One row per point of a training curve: an optimizer step, or an evaluation after one.",
+    "FROM jobs j CROSS JOIN training_metrics p WHERE TENANT(j.tenant_key) AND p.job_key = j.key",
+    _columns(
+        ("job_id", "text", "j.id", "The finetune job."),
+        ("kind", "text", "p.kind", "train: an optimizer step; eval: an evaluation on the validation data."),
+        ("step", "integer", "p.step", "Optimizer steps done."),
+        ("epoch", "real", "p.epoch", "Passes over the data done."),
+        ("loss", "real", "p.loss", "Mean loss over the tokens that count; pads do not."),
+        ("learning_rate", "real", "p.learning_rate", "The learning rate of the step."),
+        ("gradient_norm", "real", "p.gradient_norm", "The norm of the gradient before clipping."),
+        ("samples_per_s", "real", "p.samples_per_s", "Rows trained on per second."),
+        ("memory_bytes", "integer", "p.memory_bytes", "Most memory used so far, of the GPU or else of the process."),
+        ("rouge_1", "real", "p.rouge1", "Evaluations: mean ROUGE-1 F over the validation rows, 0 to 1."),
+        ("rouge_2", "real", "p.rouge2", "Evaluations: mean ROUGE-2 F."),
+        ("rouge_l", "real", "p.rougel", "Evaluations: mean ROUGE-L F."),
+        ("rouge_lsum", "real", "p.rougelsum", "Evaluations: mean ROUGE-Lsum F."),
+        ("created_at", "time", "TIME(p.created_at)", "When it was recorded."),
     ),
 )
 
@@ -195,7 +227,7 @@ _WORKERS = SqlView(
     ),
 )
 
-VIEWS = (_JOBS, _SUMMARIES, _ERRORS, _DATASETS, _MODELS, _WORKERS)
+VIEWS = (_JOBS, _SUMMARIES, _ERRORS, _DATASETS, _MODELS, _METRICS, _WORKERS)
 
 
 def postgresql_views() -> list[str]:

@@ -15,6 +15,7 @@ from gistmill.readback.items import (
     result_order,
 )
 from gistmill.readback.jobs import get_job, get_job_state, list_jobs
+from gistmill.readback.metrics import iterate_metrics, read_metrics
 from gistmill.readback.workers import GONE_AFTER_S, list_workers
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "get_job",
     "get_job_state",
     "iterate_errors",
+    "iterate_metrics",
     "iterate_results",
     "list_datasets",
     "list_jobs",
     "list_workers",
     "read_errors",
+    "read_metrics",
     "read_results",
     "result_order",
 ]

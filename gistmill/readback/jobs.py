@@ -78,10 +78,12 @@ def _unknown(job_id: str) -> UnknownJob:
 
 def _select(tenant_key: int) -> Select[Any]:
     origin = jobs.alias()
+    made = models.alias()
     joined = (
         jobs.outerjoin(datasets, datasets.c.key == jobs.c.dataset_key)
         .outerjoin(models, models.c.key == jobs.c.model_key)
         .outerjoin(origin, origin.c.key == jobs.c.retry_of_key)
+        .outerjoin(made, made.c.job_key == jobs.c.key)
     )
     return (
         select(
@@ -90,6 +92,9 @@ def _select(tenant_key: int) -> Select[Any]:
             models.c.name.label("model_name"),
             models.c.version.label("model_version"),
             origin.c.id.label("retry_of"),
+            made.c.name.label("produced_name"),
+            made.c.version.label("produced_version"),
+            made.c.kind.label("produced_kind"),
             db_now().label("now"),
         )
         .select_from(joined)
@@ -124,6 +129,8 @@ def _view(row: Row[Any], live: Sequence[Row[Any]]) -> JobView:
         counts=_counts(row),
         chunks_left=row.chunks_left,
         waits_for=_waits_for(row, live),
+        training=row.training,
+        produced=None if row.produced_name is None else _produced(row),
         error=row.error,
         warnings=row.warnings,
         created_at=as_datetime(row.created_at),
@@ -131,6 +138,12 @@ def _view(row: Row[Any], live: Sequence[Row[Any]]) -> JobView:
         finished_at=as_datetime(row.finished_at),
         dialogues_per_s=_speed(row),
     )
+
+
+def _produced(row: Row[Any]) -> str:
+    """Return the reference by which the result is used; an adapter is written behind its base."""
+    made = f"{row.produced_name}@{row.produced_version}"
+    return f"{row.model_name}+{made}" if row.produced_kind == "adapter" else made
 
 
 def _counts(row: Row[Any]) -> Counts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gistmill.submit.jobs import ResolvedModel, submit_job
+from gistmill.submit.drafts import ResolvedModel
+from gistmill.submit.jobs import submit_job
 from gistmill.submit.loading import load_dataset_file, load_rows, sweep_datasets
 from gistmill.submit.retrying import submit_retry
 

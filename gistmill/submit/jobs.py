@@ -5,37 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from gistmill import plan, prompts
-from gistmill.db import datasets, models, workers
+from gistmill.db import models, workers
 from gistmill.db.jobs import JobRows, NewJob, find_job_by_idempotency_key, insert_job
 from gistmill.db.session import Database
-from gistmill.errors import DatasetLoading, IdempotencyMismatch, InvalidInput
-from gistmill.ingest.selection import parse_selection
+from gistmill.errors import IdempotencyMismatch, InvalidInput
 from gistmill.plan import Range
-from gistmill.specs import SummarizeSpec, digest_of, recipe
-from gistmill.states import DatasetState
+from gistmill.specs import FinetuneSpec, SummarizeSpec, digest_of, recipe
+from gistmill.submit import finetuning
+from gistmill.submit.drafts import Draft, ResolvedModel, get_ready, select_rows
 
 log = structlog.get_logger(__name__)
 
 LONGEST_KEY = 200
-
-
-class ResolvedModel(Protocol):
-    """What a job needs to know of its model."""
-
-    @property
-    def key(self) -> int:
-        """The key of its row in `models`."""
-
-    @property
-    def digest(self) -> str:
-        """The sha256 that names its files."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +39,7 @@ class _Request:
     """Who asks for what, and under which idempotency key."""
 
     tenant_key: int
-    spec: SummarizeSpec
+    spec: SummarizeSpec | FinetuneSpec
     digest: str
     idempotency_key: str | None
     origin: Origin | None
@@ -60,7 +48,7 @@ class _Request:
 def submit_job(
     database: Database,
     tenant_key: int,
-    spec: SummarizeSpec,
+    spec: SummarizeSpec | FinetuneSpec,
     *,
     origin: Origin | None = None,
     idempotency_key: str | None = None,
@@ -78,6 +66,7 @@ def submit_job(
     Raises:
         IdempotencyMismatch: the key came with another spec before.
         UnknownDataset, UnknownModel, UnknownPrompt, InvalidSelection: nothing was written.
+        InvalidDataset, NameTaken, UnsupportedModel: the same, for a finetune job.
         DatasetLoading: the dataset is not ready; trying again is safe.
     """
     if idempotency_key is not None and not 0 < len(idempotency_key) <= LONGEST_KEY:
@@ -96,37 +85,60 @@ def submit_job(
 def _submit_new(
     database: Database, request: _Request, resolve_model: Callable[[str], ResolvedModel], live_within_s: float
 ) -> tuple[str, bool]:
-    prompt = prompts.get(request.spec.prompt)
-    with database.read() as connection:
-        dataset = _get_ready(connection, request.tenant_key, request.spec.dataset)
-    rows = _select(request.spec.select, dataset.rows) if request.origin is None else request.origin.rows
-    model = resolve_model(request.spec.model)
-    with database.read() as connection:
-        ranges = _plan(connection, request.tenant_key, dataset, rows, model.digest, live_within_s)
+    if isinstance(request.spec, FinetuneSpec):
+        draft = finetuning.draft(database, request.tenant_key, request.spec, resolve_model)
+    else:
+        draft = _draft(database, request, request.spec, resolve_model, live_within_s)
     new = NewJob(
         tenant_key=request.tenant_key,
-        spec=request.spec,
+        spec=draft.spec,
         request_digest=request.digest,
         idempotency_key=request.idempotency_key,
-        dataset_key=dataset.key,
-        recipe=recipe(request.spec, model_digest=model.digest, prompt_digest=prompt.digest),
-        model_key=model.key,
-        model_digest=model.digest,
-        rows=rows,
-        distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
-        chunks=len(ranges),
+        dataset_key=draft.dataset_key,
+        recipe=draft.recipe,
+        model_key=draft.model.key,
+        model_digest=draft.model.digest,
+        rows=draft.rows,
+        distinct_dialogues=draft.distinct_dialogues,
+        chunks=len(draft.ranges),
         retry_of_key=None if request.origin is None else request.origin.job_key,
+        warnings=draft.warnings,
     )
     try:
-        job_id = database.transact(lambda connection: insert_job(connection, new, ranges))
+        job_id = database.transact(lambda connection: insert_job(connection, new, draft.ranges))
     except IntegrityError:
         # Another request with this key was faster, by less than it took to plan this one.
         earlier = _find_earlier(database, request)
         if earlier is None:
             raise
         return earlier, False
-    log.info("job_submitted", job_id=job_id, items=rows.count, dialogues=new.distinct_dialogues, chunks=new.chunks)
+    log.info("job_submitted", job_id=job_id, kind=new.spec.kind, items=new.rows.count, chunks=new.chunks)
     return job_id, True
+
+
+def _draft(
+    database: Database,
+    request: _Request,
+    spec: SummarizeSpec,
+    resolve_model: Callable[[str], ResolvedModel],
+    live_within_s: float,
+) -> Draft:
+    prompt = prompts.get(spec.prompt)
+    with database.read() as connection:
+        dataset = get_ready(connection, request.tenant_key, spec.dataset)
+    rows = select_rows(spec.select, dataset.rows) if request.origin is None else request.origin.rows
+    model = resolve_model(spec.model)
+    with database.read() as connection:
+        ranges = _plan(connection, request.tenant_key, dataset, rows, model.digest, live_within_s)
+    return Draft(
+        spec=spec,
+        dataset_key=dataset.key,
+        model=model,
+        rows=rows,
+        ranges=tuple(ranges),
+        recipe=recipe(spec, model_digest=model.digest, prompt_digest=prompt.digest),
+        distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
+    )
 
 
 def _find_earlier(database: Database, request: _Request) -> str | None:
@@ -143,20 +155,6 @@ def _find_earlier(database: Database, request: _Request) -> str | None:
             f"The Idempotency-Key '{request.idempotency_key}' was used for the job {job_id} with another body. Use a new key."
         )
     return job_id
-
-
-def _get_ready(connection: Connection, tenant_key: int, reference: str) -> Row[Any]:
-    dataset = datasets.get(connection, tenant_key, reference)
-    if dataset.state != DatasetState.READY:
-        raise DatasetLoading(f"The dataset '{reference}' is still being loaded ({dataset.rows} rows so far). Try again later.")
-    return dataset
-
-
-def _select(select: str | None, rows: int) -> JobRows:
-    if select is None:
-        return JobRows(0, rows)
-    chosen = parse_selection(select, rows)
-    return JobRows(chosen.start, chosen.stop, chosen.step, chosen.rows)
 
 
 def _plan(

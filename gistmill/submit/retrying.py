@@ -13,7 +13,8 @@ from gistmill.db.session import Database
 from gistmill.db.tables import datasets, models
 from gistmill.errors import InvalidSpec, NothingToRetry
 from gistmill.specs import SummarizeSpec, parse_spec
-from gistmill.submit.jobs import Origin, ResolvedModel, submit_job
+from gistmill.submit.drafts import ResolvedModel
+from gistmill.submit.jobs import Origin, submit_job
 
 # What makes a job another one altogether cannot be changed by a retry.
 FIXED = ("kind", "dataset", "select")

@@ -1,0 +1,37 @@
+"""What every command that submits a job shares: labels, leaving a stack up, and Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import typer
+
+from gistmill.cli.output import say
+
+if TYPE_CHECKING:
+    from gistmill.client import Client, Job
+
+
+def labels_of(texts: Iterable[str]) -> dict[str, str] | None:
+    """Return the labels that NAME=VALUE texts give, or None when there are none."""
+    pairs = [text.partition("=") for text in texts]
+    if any(not name or not equals for name, equals, _ in pairs):
+        raise typer.BadParameter("write NAME=VALUE, for example team=support", param_hint="--label")
+    return {name: value for name, _, value in pairs} or None
+
+
+def stay_up(client: Client) -> None:
+    """Leave the stack running when this command ends."""
+    if client.stack is not None:
+        client.stack.keep()
+        if client.stack.is_private:
+            say("the stack runs on; stop it with: gistmill down")
+
+
+def leave(client: Client, job: Job) -> None:
+    """Say what becomes of a job whose watcher leaves."""
+    if client.stack is not None and client.stack.is_private:
+        say(f"stopping; the job {job.id} resumes when gistmill starts here again, for example: gistmill jobs watch {job.id}")
+    else:
+        say(f"detached; the job {job.id} runs on. Follow it with: gistmill jobs watch {job.id}")

@@ -1,0 +1,67 @@
+"""What every kind of job is checked for and made of before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Row
+
+from gistmill.db import datasets
+from gistmill.db.jobs import JobRows
+from gistmill.errors import DatasetLoading
+from gistmill.ingest.selection import parse_selection
+from gistmill.plan import Range
+from gistmill.specs import FinetuneSpec, SummarizeSpec
+from gistmill.states import DatasetState
+
+
+class ResolvedModel(Protocol):
+    """What a job needs to know of its model."""
+
+    @property
+    def key(self) -> int:
+        """The key of its row in `models`."""
+
+    @property
+    def digest(self) -> str:
+        """The sha256 that names its files."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job that was checked and planned, with nothing written yet."""
+
+    spec: SummarizeSpec | FinetuneSpec
+    dataset_key: int
+    model: ResolvedModel
+    rows: JobRows
+    ranges: tuple[Range, ...]
+    recipe: dict[str, Any] | None = None
+    distinct_dialogues: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def get_ready(connection: Connection, tenant_key: int, reference: str) -> Row[Any]:
+    """Return the dataset of this id or name.
+
+    Raises:
+        UnknownDataset: there is none.
+        DatasetLoading: it is not ready; trying again is safe.
+    """
+    dataset = datasets.get(connection, tenant_key, reference)
+    if dataset.state != DatasetState.READY:
+        raise DatasetLoading(f"The dataset '{reference}' is still being loaded ({dataset.rows} rows so far). Try again later.")
+    return dataset
+
+
+def select_rows(select: str | None, rows: int) -> JobRows:
+    """Return the rows that a selection chooses out of so many; all of them without one.
+
+    Raises:
+        InvalidSelection: it does not parse, or chooses nothing.
+    """
+    if select is None:
+        return JobRows(0, rows)
+    chosen = parse_selection(select, rows)
+    return JobRows(chosen.start, chosen.stop, chosen.step, chosen.rows)
