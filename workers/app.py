@@ -35,8 +35,11 @@ from workers import tasks
 from workers.engine.base import Engine
 from workers.engine.loading import load_engine
 from workers.gpu import Device
+from workers.handlers.base import Handler
+from workers.handlers.finetune import FinetuneHandler, TrainingHost
 from workers.handlers.summarize import SummarizeHandler
 from workers.heartbeat import Heartbeat
+from workers.publishing import Publisher
 from workers.residence import Residence, Ticker
 from workers.runner import Runner
 
@@ -106,13 +109,25 @@ class Worker:
         return Runner(
             self.database,
             Claimant(self.uuid, self.kinds, self.device.total_bytes, SPEC_VERSION),
-            {JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, self.settings.worker)},
+            self._make_handlers(residence),
             heartbeat=heartbeat,
             bells=self.bells,
             settings=self.settings.worker,
             drain=self.drain,
             resident=residence.resident,
         )
+
+    def _make_handlers(self, residence: Residence) -> dict[str, Handler]:
+        worker = self.settings.worker
+        finetune = FinetuneHandler(
+            self.database,
+            residence,
+            worker,
+            find_files=self._find_files,
+            publisher=Publisher(self.settings.api.url, self.token),
+            host=TrainingHost(self.settings.data_dir / "training", self.device.kind),
+        )
+        return {JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, worker), JobKind.FINETUNE: finetune}
 
     def _register(self) -> None:
         registration = worker_rows.Registration(

@@ -51,12 +51,16 @@ class Watch:
     def should_stop(self) -> bool:
         """Note progress and tell whether to stop; cheap enough for every decode step."""
         self.tick()
+        return self.reason() is not None
+
+    def reason(self) -> Stopped | None:
+        """Return why to stop, or None; notes no progress, for a handler that waits for somebody else's."""
         if self._reason is None:
             if time.monotonic() >= self.write_until:
                 self.stop(LeaseLost("The lease ended before it could be renewed."))
             elif self._drain.is_set():
                 self.stop(Draining())
-        return self._reason is not None
+        return self._reason
 
     def check(self) -> None:
         """Return when the work may go on and write.

@@ -81,7 +81,7 @@ def _part(connection: Connection, tenant_key: int, reference: str, selection: st
             f"None of the {rows.count} rows of '{reference}' has a reference summary, and training needs them. Map the column"
             " that holds them, for example --column references=summary."
         )
-    return _Part(reference, dataset.id, dataset.key, rows, usable)
+    return _Part(dataset.name, dataset.id, dataset.key, rows, usable)
 
 
 def _check_name(connection: Connection, tenant_key: int, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from gistmill.db.claim import Claim
+from gistmill.errors import Stopped
 
 
 class Lease(Protocol):
@@ -19,6 +20,9 @@ class Lease(Protocol):
     def should_stop(self) -> bool:
         """Note progress and tell whether to stop."""
         ...
+
+    def reason(self) -> Stopped | None:
+        """Return the reason to stop, if there is one, without noting progress."""
 
     def check(self) -> None:
         """Raise the reason to stop, if there is one."""
