@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -23,6 +23,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP) ## Summarize the bundled dialogues with the embedded stack
 	$(BIN)/python examples/demo.py
+
+demo-finetune: $(STAMP) ## Tune the built-in base with LoRA, kill its worker half-way, summarize with the result
+	$(BIN)/python examples/demo_finetune.py
 
 test: $(STAMP) ## Run the checks and all tests
 	$(MAKE) --no-print-directory check

@@ -86,5 +86,13 @@ def _step(event: Stepped) -> Point:
 
 
 def _evaluation(event: Evaluated) -> Point:
-    scores = {"rouge1": event.rouge1, "rouge2": event.rouge2, "rougel": event.rougeL, "rougelsum": event.rougeLsum}
-    return Point("eval", event.step, event.epoch, loss=event.loss, **scores)
+    return Point(
+        "eval",
+        event.step,
+        event.epoch,
+        loss=event.loss,
+        rouge1=event.rouge1,
+        rouge2=event.rouge2,
+        rougel=event.rougeL,
+        rougelsum=event.rougeLsum,
+    )
