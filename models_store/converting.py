@@ -1,4 +1,4 @@
-"""Starts the child process that turns a pickled checkpoint into safetensors. Only the child imports torch."""
+"""Starts the child process that turns a pickled checkpoint into safetensors, or merges an adapter. Only it imports torch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,36 @@ def run(source: Path, target: Path, *, limit_s: float = LIMIT_S) -> None:
         ModelUnreadable: it cannot be read.
         ModelError: this host has no torch, or the conversion took too long.
     """
+    _run(str(source), str(target), limit_s=limit_s)
+
+
+def run_adapter(source: Path, target: Path, *, limit_s: float = LIMIT_S) -> None:
+    """Write the weights of the pickled adapter in `source` as safetensors into `target`.
+
+    Raises:
+        UnsafeModel, ModelUnreadable, ModelError: as `run` does.
+    """
+    _run("--adapter", str(source), str(target), limit_s=limit_s)
+
+
+def run_merge(base: Path, adapter: Path, target: Path, *, limit_s: float = LIMIT_S) -> None:
+    """Write the model of `base` with the adapter's change added to its weights into `target`, in the base's files and dtypes.
+
+    Raises:
+        ModelUnreadable: a file is broken, or the adapter does not fit.
+        ModelError: this host has no torch, or it took too long.
+    """
+    _run("--merge", str(base), str(adapter), str(target), limit_s=limit_s)
+
+
+def _run(*arguments: str, limit_s: float) -> None:
     missing = [name for name in ("torch", "transformers", "workers") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
-            f"Converting needs {' and '.join(missing)}, which this host does not have: add the model from a host with "
-            "gistmill[worker] installed, or save it as safetensors first."
+            f"Converting needs {' and '.join(missing)}, which this host does not have: do it on a host with gistmill[worker] "
+            "installed and add the result, or save the model as safetensors first."
         )
-    command = [sys.executable, "-m", "workers.convert", str(source), str(target)]
+    command = [sys.executable, "-m", "workers.convert", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:

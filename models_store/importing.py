@@ -1,14 +1,16 @@
-"""Models come into the store from a directory or the hub: an allow-list of files, safetensors only, nothing that runs code."""
+"""Models and adapters come into the store from a directory or the hub: an allow-list of files, safetensors only, no code."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from gistmill.errors import InvalidName, ModelUnavailable, ModelUnreadable, UnsafeModel
+from gistmill.errors import InvalidName, ModelUnavailable, ModelUnreadable, UnsafeModel, UnsupportedModel
+from models_store import adapters, converting, names, weights
 from models_store import config as configs
-from models_store import converting, names, weights
 from models_store import manifest as manifests
 from models_store.manifest import Manifest
 from models_store.store import Store
@@ -17,6 +19,7 @@ ALLOWED = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|spiece\.model|sentencepiece\.bpe\.model|source\.spm|target\.spm|vocab\.json|vocab\.txt|merges\.txt|README\.md|LICENSE"
 )
+ABOUT = ("README.md", "LICENSE")
 PICKLED = re.compile(r".+\.(bin|pt|pth|pkl|pickle|ckpt|msgpack|h5)")
 TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json", "vocab.txt")
 CONVERTIBLE = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json")
@@ -25,23 +28,39 @@ MOST_NAMED = 10
 
 
 def is_allowed(name: str) -> bool:
-    """True for the plain name of a file that a model may consist of."""
+    """True for the plain name of a file that a model or an adapter may consist of."""
+    return is_model_file(name) or adapters.is_adapter_file(name)
+
+
+def is_model_file(name: str) -> bool:
+    """True for the plain name of a file that a whole model may consist of."""
     return ALLOWED.fullmatch(name) is not None or weights.is_weight_file(name)
 
 
 def is_convertible(name: str) -> bool:
     """True for the plain name of a pickled checkpoint that `--convert` reads."""
-    return CONVERTIBLE.fullmatch(name) is not None
+    return CONVERTIBLE.fullmatch(name) is not None or name == adapters.PICKLED
 
 
-def import_directory(store: Store, source: Path, *, label: str, convert: bool = False) -> Manifest:
-    """Copy a model into the store and return its manifest. The source is left as it is.
+def import_directory(
+    store: Store,
+    source: Path,
+    *,
+    label: str,
+    convert: bool = False,
+    base_digest: str | None = None,
+    made_by: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Copy a model, or with a base an adapter of that base, into the store and return its manifest. The source stays as it is.
+
+    `made_by` are the manifest's fields about the job that made the files: job_id, chunk_key, epoch.
 
     Raises:
         ModelUnreadable: the directory or a part of the model is missing or broken.
         UnsafeModel: the weights are pickled, and `convert` was not asked for or refused them; or a link leaves the directory.
-        UnsupportedModel: the model is not an encoder-decoder or brings code.
+        UnsupportedModel: the model is not an encoder-decoder or brings code, or it is an adapter that does not fit.
         DigestMismatch: the directory's own manifest does not fit its files.
+        UnknownModel: the store lacks the base.
     """
     if not source.is_dir():
         raise ModelUnreadable(f"{label} is not a directory with a model in it.")
@@ -52,17 +71,17 @@ def import_directory(store: Store, source: Path, *, label: str, convert: bool = 
         if not (source / name).resolve().is_relative_to(source.resolve()):
             raise UnsafeModel(f"{label}: {name} is a link that leaves the directory. Put the file itself there.")
     with store.staging() as staged:
-        _copy(source, staged, found, label)
+        _copy(source, staged, found, label, base_digest)
         if not _has_weights(staged):
             _convert(source, staged, found, label=label, convert=convert)
         if (source / manifests.FILE_NAME).is_file():
             # A manifest that came along must fit: the files may have been cut or changed on the way.
             manifests.verify(staged, manifests.load(source))
-        return _publish(store, staged, label)
+        return _publish(store, staged, label, base_digest, made_by)
 
 
-def import_hub(store: Store, hub_id: str, *, revision: str | None = None) -> Manifest:
-    """Download a model of the hub into the store; only safetensors are asked for.
+def import_hub(store: Store, hub_id: str, *, revision: str | None = None, base_digest: str | None = None) -> Manifest:
+    """Download a model, or with a base an adapter, of the hub into the store; only safetensors are asked for.
 
     Raises:
         InvalidName: it is no hub id such as google/flan-t5-base.
@@ -74,13 +93,13 @@ def import_hub(store: Store, hub_id: str, *, revision: str | None = None) -> Man
     directory = _download(hub_id, revision)
     with store.staging() as staged:
         # A snapshot's files are links into the hub's cache, and the copies are files.
-        _copy(directory, staged, _list_files(directory), hub_id)
+        _copy(directory, staged, _list_files(directory), hub_id, base_digest)
         if not _has_weights(staged):
             raise ModelUnreadable(
                 f"{hub_id} has no weights as safetensors on the hub. Download its files and add them with "
                 f"'gistmill models add DIRECTORY --name {names.name_of_hub_id(hub_id)} --convert'."
             )
-        return _publish(store, staged, hub_id)
+        return _publish(store, staged, hub_id, base_digest, None)
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -110,13 +129,16 @@ def _is_read(name: str) -> bool:
 
 
 def _has_weights(staged: Path) -> bool:
-    return (staged / weights.WHOLE).is_file() or (staged / weights.INDEX).is_file()
+    return any((staged / name).is_file() for name in (weights.WHOLE, weights.INDEX, adapters.WEIGHTS))
 
 
-def _copy(source: Path, target: Path, found: list[str], label: str) -> None:
-    """Copy what a model may consist of; beside whole weights, shards are left, as transformers leaves them."""
+def _copy(source: Path, target: Path, found: list[str], label: str, base_digest: str | None) -> None:
+    """Copy what a model or an adapter may consist of; beside whole weights, shards are left, as transformers leaves them."""
+    if base_digest is None:
+        _refuse_adapter(source, found, label)
+    is_part = is_model_file if base_digest is None else _is_part_of_adapter
     is_whole = weights.WHOLE in found
-    for name in filter(is_allowed, found):
+    for name in filter(is_part, found):
         if is_whole and weights.is_weight_file(name) and name != weights.WHOLE:
             continue
         try:
@@ -125,25 +147,55 @@ def _copy(source: Path, target: Path, found: list[str], label: str) -> None:
             raise ModelUnreadable(f"{label}: {name} could not be copied into the store: {error.strerror}.") from error
 
 
-def _publish(store: Store, staged: Path, label: str) -> Manifest:
-    if not any((staged / name).is_file() for name in TOKENIZERS):
-        raise ModelUnreadable(f"{label} holds no tokenizer (one of {', '.join(TOKENIZERS)}).")
-    manifest = manifests.describe(staged, source=label)
+def _is_part_of_adapter(name: str) -> bool:
+    return adapters.is_adapter_file(name) or name in ABOUT
+
+
+def _refuse_adapter(source: Path, found: list[str], label: str) -> None:
+    """Say what is missing when a directory without a whole model holds an adapter."""
+    if not adapters.holds_adapter(found) or any(weights.is_weight_file(name) or CONVERTIBLE.fullmatch(name) for name in found):
+        return
+    named = adapters.named_base(source)
+    hint = f" It says that it was made for '{named}'." if named else ""
+    raise UnsupportedModel(f"{label} is an adapter, not a whole model: name the model that it belongs to with --base.{hint}")
+
+
+def _publish(store: Store, staged: Path, label: str, base_digest: str | None, made_by: Mapping[str, Any] | None) -> Manifest:
+    manifest = _describe(staged, label) if base_digest is None else _describe_adapter(store, staged, label, base_digest)
+    manifest = manifest.model_copy(update=made_by)
     store.publish(staged, manifest)
     return manifest
 
 
+def _describe_adapter(store: Store, staged: Path, label: str, base_digest: str) -> Manifest:
+    base = store.get(base_digest)
+    if manifests.load(base).kind == "adapter":
+        raise UnsupportedModel(f"The base of {label} is itself an adapter, and a base must be a whole model.")
+    return adapters.describe(staged, base, base_digest=base_digest, source=label)
+
+
+def _describe(staged: Path, label: str) -> Manifest:
+    if not any((staged / name).is_file() for name in TOKENIZERS):
+        raise ModelUnreadable(f"{label} holds no tokenizer (one of {', '.join(TOKENIZERS)}).")
+    return manifests.describe(staged, source=label)
+
+
 def _convert(source: Path, staged: Path, found: list[str], *, label: str, convert: bool) -> None:
     """Turn a pickled checkpoint into safetensors, or say why not."""
-    convertible = [name for name in found if is_convertible(name)]
+    is_adapter = (staged / adapters.CONFIG).is_file()
+    convertible = [name for name in found if (name == adapters.PICKLED if is_adapter else CONVERTIBLE.fullmatch(name))]
+    wanted = adapters.WEIGHTS if is_adapter else weights.WHOLE
     if not convertible:
         if any(PICKLED.fullmatch(name) for name in found):
             raise UnsafeModel(f"{label} holds only pickled weights, which can run code when read. Save it as safetensors.")
-        raise ModelUnreadable(f"{label} holds no {weights.WHOLE}. Found: {', '.join(found[:MOST_NAMED])}.")
+        raise ModelUnreadable(f"{label} holds no {wanted}. Found: {', '.join(found[:MOST_NAMED])}.")
     if not convert:
         raise UnsafeModel(
-            f"{label} holds {convertible[0]}, a pickled file, and no {weights.WHOLE}. Add --convert to turn it into "
+            f"{label} holds {convertible[0]}, a pickled file, and no {wanted}. Add --convert to turn it into "
             "safetensors in a separate process that reads tensors only."
         )
+    if is_adapter:
+        converting.run_adapter(source, staged)
+        return
     configs.read_config(staged)
     converting.run(source, staged)

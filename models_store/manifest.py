@@ -36,7 +36,8 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """A model version on disk. `digest` stands for the content: equal files have equal digests, whatever their source.
 
-    Names and versions are not part of it: they are rows in SQL, and several may mean the same files.
+    Names and versions are not part of it: they are rows in SQL, and several may mean the same files. An adapter names the base
+    that it was made for; `parameters` and `weight_bytes` are then its own, `architecture` and `max_positions` its base's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,6 +51,8 @@ class Manifest(BaseModel):
     weight_bytes: int
     dtype: str
     max_positions: int | None = None
+    kind: Literal["model", "adapter"] = "model"
+    base_digest: Digest | None = None
     source: str = ""
     job_id: str | None = None
     chunk_key: int | None = None
@@ -65,7 +68,7 @@ def describe(directory: Path, *, source: str) -> Manifest:
     """
     config = configs.read_config(directory)
     found = weights.read_weights(directory)
-    entries = tuple(_entry(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != FILE_NAME)
+    entries = list_files(directory)
     return Manifest(
         digest=content_digest(entries),
         files=entries,
@@ -77,6 +80,11 @@ def describe(directory: Path, *, source: str) -> Manifest:
         max_positions=configs.max_positions(config),
         source=source,
     )
+
+
+def list_files(directory: Path) -> tuple[FileEntry, ...]:
+    """Return the files of a directory with their digests, without the manifest."""
+    return tuple(_entry(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != FILE_NAME)
 
 
 def content_digest(entries: tuple[FileEntry, ...]) -> str:

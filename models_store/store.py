@@ -2,6 +2,7 @@
 
 Files:
     models/<digest>/            the files of a model and manifest.json; never changed once there
+    merged/<base>-<adapter>/    a base with an adapter merged, made when somebody exports it; swept when unused
     incoming/<name>/            what is being added; swept when it was left behind
     locks/<digest>.lock         held while a digest is being fetched; its time of change tells waiters of progress
 """
@@ -103,6 +104,35 @@ class Store:
                 raise ModelUnavailable(f"The model could not be put into the store: {error.strerror}.") from error
         return target
 
+    def find_merged(self, base_digest: str, adapter_digest: str) -> Path | None:
+        """Return the directory of a base with an adapter merged, or None when it was not made. It is kept for longer then."""
+        directory = self._merged_path(base_digest, adapter_digest)
+        if not (directory / manifests.FILE_NAME).is_file():
+            return None
+        os.utime(directory)
+        return directory
+
+    def publish_merged(self, staged: Path, manifest: Manifest, *, base_digest: str, adapter_digest: str) -> Path:
+        """Keep the staged files as a base with an adapter merged; the first publisher wins.
+
+        Raises:
+            ModelUnavailable: the disk does not take it.
+        """
+        target = self._merged_path(base_digest, adapter_digest)
+        try:
+            manifests.write(staged, manifest)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staged.rename(target)
+        except OSError as error:
+            if self.find_merged(base_digest, adapter_digest) is None:
+                raise ModelUnavailable(f"The merged model could not be put into the store: {error.strerror}.") from error
+        return target
+
+    def _merged_path(self, base_digest: str, adapter_digest: str) -> Path:
+        if not (DIGEST.fullmatch(base_digest) and DIGEST.fullmatch(adapter_digest)):
+            raise NotFound("A model digest is 64 hex digits.")
+        return self.root / "merged" / f"{base_digest}-{adapter_digest}"
+
     def lock_path(self, digest: str) -> Path:
         """Return the file to lock while a digest is fetched.
 
@@ -116,9 +146,10 @@ class Store:
         return directory / f"{digest}.lock"
 
     def sweep(self, *, older_than_s: float) -> int:
-        """Remove staging directories in which nothing was written for that long; return how many."""
+        """Remove staging directories, and merged models, in which nothing was written for that long; return how many."""
         limit = time.time() - older_than_s
-        stale = [path for path in (self.root / "incoming").glob("*") if _last_written(path) < limit]
+        kept_for_a_while = [path for folder in ("incoming", "merged") for path in (self.root / folder).glob("*")]
+        stale = [path for path in kept_for_a_while if _last_written(path) < limit]
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
             log.info("staging_swept", directory=path.name)

@@ -1,14 +1,24 @@
-"""`python -m workers.convert SOURCE TARGET`: read a pickled checkpoint, tensors only, and write it as safetensors."""
+"""Weights are written anew, in a process of its own.
+
+python -m workers.convert SOURCE TARGET             a pickled checkpoint, of which only tensors are read, as safetensors
+python -m workers.convert --adapter SOURCE TARGET   the same for an adapter
+python -m workers.convert --merge BASE ADAPTER TARGET   a whole model out of a base and an adapter, both safetensors
+"""
 
 from __future__ import annotations
 
 import json
 import pickle
 import re
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gistmill.errors import ModelError
+from models_store import adapters, manifest, weights
+from models_store.adapters import Adapter
 from models_store.converting import EXIT_UNSAFE
 
 if TYPE_CHECKING:
@@ -37,6 +47,48 @@ def convert_checkpoint(source: Path, target: Path) -> None:
     if not tensors:
         raise Unreadable("it holds no tensors")
     save_file(_unshared(tensors, _ties(source)), target / "model.safetensors", metadata={"format": "pt"})
+
+
+def convert_adapter(source: Path, target: Path) -> None:
+    """Write `target/adapter_model.safetensors` from the adapter_model.bin of `source`.
+
+    Raises:
+        pickle.UnpicklingError, Unreadable: as `convert_checkpoint` does.
+    """
+    from safetensors.torch import save_file
+
+    tensors = _load(source / adapters.PICKLED)
+    save_file(_unshared(tensors, {}), target / adapters.WEIGHTS, metadata={"format": "pt"})
+
+
+def merge(base: Path, adapter: Path, target: Path) -> None:
+    """Write the base's files into `target`, with the adapter's change added to the weights that it changes.
+
+    The files are changed tensor by tensor instead of loading the model and saving it: so names, dtypes and shards stay as they
+    are, and an output layer that is not tied stays so, which transformers' own way of saving forgets.
+
+    Raises:
+        ModelError: the adapter does not fit the base, or a file is broken.
+    """
+    from safetensors.torch import load_file, save_file
+
+    found = adapters.read(adapter, base)
+    change = load_file(adapter / adapters.WEIGHTS)
+    for path in sorted(path for path in base.iterdir() if path.is_file() and path.name != manifest.FILE_NAME):
+        if path.suffix != ".safetensors" or not weights.is_weight_file(path.name):
+            shutil.copyfile(path, target / path.name)
+            continue
+        tensors = load_file(path)
+        for module, name in found.tensors.items():
+            if name in tensors:
+                tensors[name] = _merged(tensors[name], found, module, change)
+        save_file(tensors, target / path.name, metadata={"format": "pt"})
+
+
+def _merged(weight: torch.Tensor, adapter: Adapter, module: str, change: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return W + scaling * B @ A in W's dtype, computed in float32: W (out, in), B (out, r), A (r, in)."""
+    a, b = (change[f"base_model.model.{module}.lora_{side}.weight"].float() for side in "AB")
+    return (weight.float() + adapter.scaling * (b @ a)).to(weight.dtype).contiguous()
 
 
 def _files(source: Path) -> list[Path]:
@@ -103,15 +155,17 @@ def _first_line(error: BaseException) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Convert, and say in one line why not."""
+    """Convert or merge, and say in one line why not."""
+    kinds: dict[str, Callable[..., None]] = {"--adapter": convert_adapter, "--merge": merge}
+    work = kinds.get(arguments[0], convert_checkpoint)
     try:
-        convert_checkpoint(Path(arguments[0]), Path(arguments[1]))
+        work(*(Path(argument) for argument in arguments if argument not in kinds))
     except pickle.UnpicklingError as error:
         named = FORBIDDEN.search(str(error))
         why = f"it asks for {named[1]}" if named else "it is no checkpoint, or a pickle of something else"
         sys.stderr.write(f"it holds more than tensors: {why}\n")
         return EXIT_UNSAFE
-    except (Unreadable, OSError, ValueError, LookupError) as error:
+    except (Unreadable, ModelError, OSError, ValueError, LookupError) as error:
         sys.stderr.write(f"{_first_line(error)}\n")
         return EXIT_UNREADABLE
     return 0

@@ -1,4 +1,4 @@
-"""Model memory: base models are loaded once and kept, least recently used out first."""
+"""Model memory: base models are loaded once and kept, with adapters on them, least recently used out first."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import gc
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import structlog
 
-from gistmill.errors import DeviceTooSmall
+from gistmill.db.models import combined_digest
+from gistmill.errors import DeviceFull, DeviceTooSmall, ModelUnavailable, UnsupportedModel
 from gistmill.faults import point
 from gistmill.specs import Precision
 from workers.engine.base import Engine
+from workers.engine.fake import FakeEngine
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +34,34 @@ class Ticker(Protocol):
         ...
 
 
-class Residence:
-    """The engines of one worker, each under (model digest, precision), within a limit of bytes.
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """An engine that runs adapters on its model; they count in its `weight_bytes`."""
 
-    `find_files` returns the directory of a model digest, fetching it when this host lacks it; `load` makes an engine of it.
+    def add_adapter(self, digest: str, directory: Path) -> None:
+        """Put the adapter of a directory onto the model."""
+
+    def adapted(self, digest: str) -> Engine:
+        """Return the engine of the base with this adapter."""
+        ...
+
+    def remove_adapter(self, digest: str) -> None:
+        """Take the adapter off the model."""
+
+
+class Resident(NamedTuple):
+    """What is in memory: a base model in one precision, or an adapter on it."""
+
+    digest: str
+    precision: Precision
+    adapter: str | None = None
+
+
+class Residence:
+    """The engines of one worker, each under (model digest, precision, adapter digest), within a limit of bytes.
+
+    `find_files` returns the directory of a digest, fetching it when this host lacks it; `load` makes an engine of it. The order
+    of `_engines` is that of use, and a base always stands behind its adapters: they leave before it does.
     """
 
     def __init__(
@@ -52,50 +78,93 @@ class Residence:
         self._limit_bytes = limit_bytes
         self._device_bytes = device_bytes
         self._load_stall_s = load_stall_s
-        self._engines: OrderedDict[tuple[str, str], Engine] = OrderedDict()
+        self._engines: OrderedDict[Resident, Engine] = OrderedDict()
 
-    def get(self, digest: str, precision: Precision, ticker: Ticker) -> Engine:
-        """Return the engine of a model, loading it when it is not resident.
+    def get(self, digest: str, precision: Precision, ticker: Ticker, *, adapter: str | None = None) -> Engine:
+        """Return the engine of a base model, or of an adapter on it; what is not resident is loaded.
 
         Raises:
             DeviceTooSmall: the weights exceed the device's whole memory.
-            ModelError: the files cannot be read.
+            DeviceFull: there is no room for the adapter now.
+            ModelError: the files cannot be read, or the engine runs no adapters.
             ModelUnavailable: the files could not be fetched.
         """
-        key = (digest, precision)
-        if key in self._engines:
-            self._engines.move_to_end(key)
-            return self._engines[key]
-        ticker.enter(self._load_stall_s)
-        directory = self._find_files(digest, ticker)
-        needed_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-        if needed_bytes > self._device_bytes:
-            raise DeviceTooSmall(needed_bytes=needed_bytes)
-        self._make_room(needed_bytes)
-        point("load.begun", digest=digest)
-        engine = self._load(directory, precision)
-        self._engines[key] = engine
-        log.info("model_loaded", digest=digest, engine=engine.name, device=engine.device, dtype=engine.dtype)
+        base = self._get_base(Resident(digest, precision), ticker)
+        # The fake engine reads no file: base and adapter are all the same to it.
+        if adapter is None or isinstance(base, FakeEngine):
+            return base
+        engine = self._get_adapted(Resident(digest, precision, adapter), base, ticker)
+        self._engines.move_to_end(Resident(digest, precision))
         return engine
 
     def resident(self) -> tuple[str, ...]:
-        """Return the digests of the models that are loaded."""
-        return tuple(sorted({digest for digest, _ in self._engines}))
+        """Return what is loaded, by the digests that jobs name: of base models, and of bases and adapters together."""
+        return tuple(sorted({combined_digest(place.digest, place.adapter) for place in self._engines}))
 
     def clear(self) -> None:
         """Close every engine."""
         while self._engines:
-            self._evict()
+            self._evict(next(iter(self._engines)))
 
-    def _make_room(self, needed_bytes: int) -> None:
-        while self._engines and self._used_bytes() + needed_bytes > self._limit_bytes:
-            self._evict()
+    def _get_base(self, place: Resident, ticker: Ticker) -> Engine:
+        if place in self._engines:
+            self._engines.move_to_end(place)
+            return self._engines[place]
+        directory = self._get_files(place.digest, ticker)
+        self._make_room(_weigh(directory), keep=place)
+        point("load.begun", digest=place.digest)
+        engine = self._load(directory, place.precision)
+        self._engines[place] = engine
+        log.info("model_loaded", digest=place.digest, engine=engine.name, device=engine.device, dtype=engine.dtype)
+        return engine
+
+    def _get_adapted(self, place: Resident, base: Engine, ticker: Ticker) -> Engine:
+        if place in self._engines:
+            self._engines.move_to_end(place)
+            return self._engines[place]
+        if not isinstance(base, TakesAdapters):
+            raise UnsupportedModel(f"The engine {base.name} runs no adapters. Use --engine transformers, or merge the adapter.")
+        assert place.adapter is not None
+        directory = self._get_files(place.adapter, ticker)
+        self._make_room(_weigh(directory), keep=place)
+        try:
+            base.add_adapter(place.adapter, directory)
+        except (MemoryError, ModelUnavailable) as error:
+            # It is nobody's failure: the chunk goes back for a while.
+            raise DeviceFull from error
+        self._engines[place] = base.adapted(place.adapter)
+        log.info("adapter_loaded", digest=place.adapter, base=place.digest)
+        return self._engines[place]
+
+    def _get_files(self, digest: str, ticker: Ticker) -> Path:
+        ticker.enter(self._load_stall_s)
+        return self._find_files(digest, ticker)
+
+    def _make_room(self, needed_bytes: int, *, keep: Resident) -> None:
+        """Evict what was not used for longest until so much fits, but not the base of what is about to come."""
+        if needed_bytes > self._device_bytes:
+            raise DeviceTooSmall(needed_bytes=needed_bytes)
+        base = Resident(keep.digest, keep.precision)
+        while self._used_bytes() + needed_bytes > self._limit_bytes:
+            oldest = next((place for place in self._engines if place != base), None)
+            if oldest is None:
+                return
+            self._evict(oldest)
 
     def _used_bytes(self) -> int:
-        return sum(engine.weight_bytes for engine in self._engines.values())
+        return sum(engine.weight_bytes for place, engine in self._engines.items() if place.adapter is None)
 
-    def _evict(self) -> None:
-        (digest, _), engine = self._engines.popitem(last=False)
-        engine.close()
+    def _evict(self, place: Resident) -> None:
+        engine = self._engines.pop(place)
+        if place.adapter is None:
+            engine.close()
+        else:
+            base = self._engines[Resident(place.digest, place.precision)]
+            assert isinstance(base, TakesAdapters)
+            base.remove_adapter(place.adapter)
         gc.collect()
-        log.info("model_evicted", digest=digest)
+        log.info("model_evicted", digest=place.digest, adapter=place.adapter)
+
+
+def _weigh(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from gistmill.client.download import download, nothing
 from gistmill.client.job import Job
 from gistmill.errors import ApiUnreachable, InvalidInput
 from gistmill.local import Stack, join_stack
@@ -194,18 +195,55 @@ class Client:
         """Return a model version; a name alone means its newest."""
         return ModelView.model_validate(self.transport.get(f"/v1/models/{reference}"))
 
-    def add_model(self, source: str | Path, *, name: str | None = None, convert: bool = False) -> ModelView:
-        """Add a model from a local directory, whose files are uploaded, or from the hub by its id."""
+    def add_model(
+        self, source: str | Path, *, name: str | None = None, convert: bool = False, base: str | None = None
+    ) -> ModelView:
+        """Add a model from a local directory, whose files are uploaded, or from the hub by its id.
+
+        With `base`, the model that it belongs to, the source is a LoRA adapter in peft's format.
+        """
         directory = Path(source)
         if not directory.is_dir():
             if "/" not in str(source) or directory.is_absolute() or str(source).startswith("."):
                 raise InvalidInput(f"{source} is neither a directory here nor a hub id such as google/flan-t5-base.")
-            return ModelView.model_validate(self.transport.post("/v1/models", {"hub_id": str(source), "name": name}))
+            return ModelView.model_validate(
+                self.transport.post("/v1/models", {"hub_id": str(source), "name": name, "base": base})
+            )
         upload = self.transport.post("/v1/models/uploads", {"name": name or directory.resolve().name})["upload"]
         for path in sorted(path for path in directory.iterdir() if path.is_file()):
             self._send_model_file(upload, path)
-        body = {"convert": convert}
+        body = {"convert": convert, "base": base}
         return ModelView.model_validate(self.transport.post(f"/v1/models/uploads/{upload}/publish", body))
+
+    def list_lineage(self, reference: str) -> list[ModelView]:
+        """Return a model version, what it was made from, what that was made from, and so on."""
+        return list(self._pages(f"/v1/models/lineage/{reference}", ModelView))
+
+    def set_alias(self, alias: str, reference: str) -> ModelView:
+        """Let an alias mean the version that the reference means now; an alias that exists is moved."""
+        body = {"alias": alias, "reference": reference}
+        return ModelView.model_validate(self.transport.post("/v1/models/aliases", body, repeat=True))
+
+    def delete_alias(self, alias: str) -> None:
+        """Take an alias away; the version that it meant stays."""
+        self.transport.upload("DELETE", f"/v1/models/aliases/{alias}", nothing)
+
+    def remove_model(self, reference: str) -> ModelView:
+        """Offer the version NAME@VERSION to no new job; its files stay, because results refer to them."""
+        return ModelView.model_validate(self.transport.upload("DELETE", f"/v1/models/{reference}", nothing))
+
+    def export_model(self, reference: str, directory: str | Path, *, merge: bool = False) -> Path:
+        """Write the files of a model version into a new directory and return it: of an adapter its own two.
+
+        With `merge` the server adds the adapter to its base, and the files are those of the whole model.
+        """
+        if merge:
+            made = self.transport.upload("POST", "/v1/models/merged", nothing, reference=reference)
+            files, path = made["files"], f"/v1/models/merged/{made['base_digest']}/{made['adapter_digest']}/files"
+        else:
+            path = f"/v1/models/by-digest/{self.get_model(reference).digest}"
+            files, path = self.transport.get(f"{path}/manifest")["files"], f"{path}/files"
+        return download(files, Path(directory), url=self.transport.url + path, token=self._used_token())
 
     def list_workers(self) -> Iterator[WorkerView]:
         """Yield the worker processes."""
@@ -254,6 +292,10 @@ class Client:
         finally:
             source.forget()
         return DatasetView.model_validate(answer).id
+
+    def _used_token(self) -> str:
+        """Return the token that the transport was made with."""
+        return self._stack.token if self._stack is not None else self._token or self.settings.token
 
     def _send_model_file(self, upload: str, path: Path) -> None:
         def blocks() -> Iterator[bytes]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from gistmill.errors import DeviceOutOfMemory, GenerationFailed, ItemError
 from gistmill.specs import GenerationParameters, Precision
-from workers.engine.base import Completion, Failure, Outcome
+from workers.engine.base import Completion, Engine, Failure, Outcome
 from workers.engine.batched import BatchedEngine, BatchFailed, Row
 from workers.engine.checkpoint import LoadedModel, load_model
 from workers.engine.sampling import sampling_processors
+
+if TYPE_CHECKING:
+    from workers.engine.adapters import AdapterRack
 
 GPU_BUDGET_TOKENS = 65_536
 GPU_MAX_ROWS = 256
@@ -43,7 +46,8 @@ def load(directory: Path, *, device: str, precision: Precision, threads: int = 0
     """
     if threads:
         torch.set_num_threads(threads)
-    return TransformersEngine(load_model(directory, device=device, precision=precision), budget_tokens=budget_tokens)
+    loaded = load_model(directory, device=device, precision=precision)
+    return TransformersEngine(loaded, budget_tokens=budget_tokens, directory=directory)
 
 
 class TransformersEngine(BatchedEngine):
@@ -51,12 +55,17 @@ class TransformersEngine(BatchedEngine):
 
     Nothing of the checkpoint's generation_config decides a text save its special tokens: what a recipe does not name must not
     change the result. So `min_length`, `no_repeat_ngram_size`, `length_penalty` and their like are not applied.
+
+    Adapters are put onto the model one by one and stay there; `adapted` gives the engine of base and adapter.
     """
 
     name = "transformers"
 
-    def __init__(self, loaded: LoadedModel, *, budget_tokens: int = 0) -> None:
+    def __init__(self, loaded: LoadedModel, *, budget_tokens: int = 0, directory: Path | None = None) -> None:
         self._model = loaded.model
+        self._directory = directory
+        self._rack: AdapterRack | None = None
+        self._adapter_bytes: dict[str, int] = {}
         self._tokenizer = loaded.tokenizer
         self._special = loaded.special_tokens
         self._max_new_positions = loaded.max_decoder_positions
@@ -71,8 +80,39 @@ class TransformersEngine(BatchedEngine):
         self.max_rows = CPU_MAX_ROWS if self.device == "cpu" else GPU_MAX_ROWS
         self.budget_tokens = budget_tokens or self._default_budget()
 
+    def add_adapter(self, digest: str, directory: Path) -> None:
+        """Put the adapter of a directory onto the model; it counts in `weight_bytes` until it is removed.
+
+        Raises:
+            ModelUnreadable, UnsupportedModel: it is no adapter of this base.
+            ModelUnavailable: the device has no room for it now.
+        """
+        assert self._directory is not None, "the engine was made without its files"
+        if self._rack is None:
+            # peft takes a second to import, and most bases never see an adapter.
+            from workers.engine.adapters import AdapterRack
+
+            self._rack = AdapterRack(self._model)
+        self._adapter_bytes[digest] = self._rack.add(digest, directory, self._directory)
+        self.weight_bytes += self._adapter_bytes[digest]
+
+    def adapted(self, digest: str) -> Engine:
+        """Return the engine of the base with this adapter; it ends with the base's."""
+        from workers.engine.adapters import AdaptedEngine
+
+        assert self._rack is not None, "no adapter was added"
+        return AdaptedEngine(self, self._rack, digest)
+
+    def remove_adapter(self, digest: str) -> None:
+        """Take an adapter off the model and give its memory back."""
+        if self._rack is not None:
+            self._rack.remove(digest)
+        self.weight_bytes -= self._adapter_bytes.pop(digest, 0)
+        self._give_back_memory()
+
     def close(self) -> None:
         """Give the model's memory back."""
+        self._rack = None
         del self._model
         gc.collect()
         self._give_back_memory()

@@ -1,0 +1,37 @@
+"""Where a model comes from: the version, what it was made from, what that was made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from gistmill.db import references
+from gistmill.db.model_views import views_of
+from gistmill.db.session import Database
+from gistmill.db.tables import models
+from gistmill.views import ModelView, Page
+
+LONGEST_CHAIN = 100
+
+
+def list_lineage(database: Database, tenant_key: int, reference: str) -> Page[ModelView]:
+    """Return the version that a reference means, then its base, then the base's base; removed ones are part of it.
+
+    Raises:
+        UnknownModel, InvalidInput, UnsupportedModel: as `references.get` does.
+    """
+    with database.read() as connection:
+        row: Row[Any] | None = references.get(connection, tenant_key, reference).named
+        chain: list[Row[Any]] = []
+        while row is not None and len(chain) < LONGEST_CHAIN:
+            chain.append(row)
+            row = _find_origin(connection, row)
+        return Page(data=views_of(connection, chain))
+
+
+def _find_origin(connection: Connection, row: Row[Any]) -> Row[Any] | None:
+    """Return the version that this one was made from: an adapter's base, or what was tuned; always an older row."""
+    digest = row.base_digest or (row.lineage or {}).get("base_digest")
+    query = select(models).where(models.c.tenant_key == row.tenant_key, models.c.digest == digest, models.c.key < row.key)
+    return connection.execute(query.order_by(models.c.key.desc()).limit(1)).one_or_none()
