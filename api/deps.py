@@ -16,6 +16,7 @@ from gistmill.db.tables import tenants
 from gistmill.errors import StoreUnavailable
 from gistmill.queue import Bells
 from gistmill.settings import Settings
+from models_store.checkpoints import CheckpointShelf
 from models_store.store import Store
 
 LARGEST_PAGE = 1000
@@ -45,6 +46,11 @@ class Service:
             if self._tenant_key is None:
                 raise StoreUnavailable("The database is not set up. Run: gistmill db upgrade")
         return self._tenant_key
+
+    @property
+    def shelf(self) -> CheckpointShelf:
+        """The checkpoints of running trainings."""
+        return CheckpointShelf(self.store.root)
 
     @property
     def gone_after_s(self) -> float:

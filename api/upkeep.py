@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Service
 from gistmill.db import workers as worker_rows
+from gistmill.db.tables import jobs
 from gistmill.errors import StoreUnavailable
+from gistmill.states import JobState
 from gistmill.submit import sweep_datasets
 
 log = structlog.get_logger(__name__)
@@ -31,6 +34,18 @@ def tidy_up(service: Service) -> None:
     try:
         sweep_datasets(service.database)
         service.database.transact(worker_rows.forget_old)
+        _let_checkpoints_go(service)
     except StoreUnavailable as error:
         log.warning("upkeep_failed", reason=error.message)
     service.store.sweep(older_than_s=STALE_UPLOAD_S)
+
+
+def _let_checkpoints_go(service: Service) -> None:
+    """Remove the checkpoints of jobs that need them no more; a failed job may be taken up again within a day."""
+    for job_id in list(service.shelf.jobs()):
+        with service.database.read() as connection:
+            state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
+        is_over = state in (None, JobState.COMPLETED, JobState.CANCELLED)
+        if is_over or (state == JobState.FAILED and job_id in service.shelf.jobs(untouched_s=STALE_UPLOAD_S)):
+            service.shelf.remove(job_id)
+            log.info("checkpoints_removed", job_id=job_id)

@@ -344,7 +344,7 @@ class Stopped(GistmillError):
 class LeaseLost(Stopped):
     """Another worker owns the chunk now, or nobody does: write nothing."""
 
-    code = "lease_lost"
+    code, http_status = "lease_lost", 409
 
 
 class JobEnded(Stopped):

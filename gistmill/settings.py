@@ -45,6 +45,7 @@ class ApiSettings(BaseModel):
     token_file: Path | None = Field(None, description="File that holds the token.")
     hosts: str = Field("", description="Host names this server serves, separated by commas.")
     max_upload_bytes: PositiveInt = Field(16 * 1024**3, description="Largest dataset file, bytes.")
+    max_checkpoint_bytes: PositiveInt = Field(64 * 1024**3, description="Largest checkpoint of a training, bytes.")
     max_line_bytes: PositiveInt = Field(8 * 1024**2, description="Longest line of a dataset, bytes.")
     query_timeout_s: PositiveFloat = Field(10.0, description="Longest a user's SQL query may take, seconds.")
     query_max_rows: PositiveInt = Field(10_000, description="Most rows a user's SQL query may return.")
@@ -68,6 +69,9 @@ class WorkerSettings(BaseModel):
     margin_s: NonNegativeFloat = Field(2.0, description="A worker stops writing this long before its lease ends, seconds.")
     generate_stall_s: PositiveFloat = Field(60.0, description="Longest a generation may stand still, seconds.")
     load_stall_s: PositiveFloat = Field(600.0, description="Longest loading or fetching a model may stand still, seconds.")
+    checkpoint_send_s: NonNegativeFloat = Field(
+        60.0, description="Least time between two checkpoints of a training that are sent to the api, seconds."
+    )
     train_stall_s: PositiveFloat = Field(300.0, description="Longest a training step may take, seconds.")
     drain_s: PositiveFloat = Field(80.0, description="How long a stopping worker may take before it is killed, seconds.")
     max_failures: PositiveInt = Field(3, description="Failures after which a chunk's items get the error.")

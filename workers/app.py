@@ -32,6 +32,7 @@ from gistmill.sweep import Sweeper, ring_waiting
 from models_store.fetch import fetch
 from models_store.store import Store
 from workers import tasks
+from workers.checkpoints import Courier
 from workers.engine.base import Engine
 from workers.engine.loading import load_engine
 from workers.gpu import Device
@@ -125,6 +126,7 @@ class Worker:
             worker,
             find_files=self._find_files,
             publisher=Publisher(self.settings.api.url, self.token),
+            courier=Courier(self.settings.api.url, self.token, every_s=worker.checkpoint_send_s),
             host=TrainingHost(self.settings.data_dir / "training", self.device.kind),
         )
         return {JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, worker), JobKind.FINETUNE: finetune}

@@ -51,7 +51,7 @@ class Claim:
     spec: dict[str, Any]
     dataset_key: int
     recipe_key: int
-    model_key: int
+    model_key: int | None
     model_digest: str
     row_start: int
     row_stop: int

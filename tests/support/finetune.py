@@ -11,7 +11,7 @@ from typing import Any
 from gistmill.db.session import Database
 from gistmill.db.tables import models
 from gistmill.specs import FinetuneSpec, parse_finetune_spec
-from gistmill.submit import load_dataset_file, submit_job
+from gistmill.submit import ResolvedModel, load_dataset_file, submit_job
 from gistmill.views import DatasetView
 from tests.support.jobs import first_tenant
 from tests.support.rows import add
@@ -47,7 +47,7 @@ def load_pairs(
     return load_dataset_file(database, first_tenant(database), path, name=name)[0]
 
 
-def submit_finetune(database: Database, model: Model, dataset: str, **fields: Any) -> str:
+def submit_finetune(database: Database, model: ResolvedModel, dataset: str, **fields: Any) -> str:
     """Submit a finetune job; return its id."""
     spec: FinetuneSpec = parse_finetune_spec({"dataset": dataset, "model": "tiny", **fields})
     return submit_job(database, first_tenant(database), spec, resolve_model=lambda reference: model)[0]

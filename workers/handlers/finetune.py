@@ -25,6 +25,7 @@ from gistmill.errors import JobEnded, LeaseLost, Stalled, TrainingFailed
 from gistmill.faults import point
 from gistmill.settings import WorkerSettings
 from gistmill.specs import FinetuneSpec
+from workers.checkpoints import Courier, newest_step
 from workers.handlers.base import Lease
 from workers.handlers.training_curve import Curve
 from workers.handlers.training_data import TrainingData, write_data
@@ -68,6 +69,7 @@ class FinetuneHandler:
         *,
         find_files: Callable[[str, Ticker], Path],
         publisher: Publisher,
+        courier: Courier,
         host: TrainingHost,
     ) -> None:
         self.database = database
@@ -75,6 +77,7 @@ class FinetuneHandler:
         self.settings = settings
         self.find_files = find_files
         self.publisher = publisher
+        self.courier = courier
         self.host = host
 
     def run(self, claim: Claim, lease: Lease) -> None:
@@ -99,6 +102,7 @@ class FinetuneHandler:
         work = root / str(claim.epoch)
         work.mkdir(parents=True, exist_ok=True)
         data = write_data(self.database, claim, spec, work, lease.tick)
+        self.courier.fetch(claim.job_id, root, newer_than=newest_step(root), tick=lease.tick)
         # The child needs the memory; it gives it back by ending.
         self.residence.clear()
         curve = Curve(self.database, claim)
@@ -122,7 +126,7 @@ class FinetuneHandler:
                     raise reason
                 if event is not None:
                     lease.tick()
-                    if (result := self._take(claim, curve, event)) is not None:
+                    if (result := self._take(claim, lease, curve, event)) is not None:
                         return result
                 if isinstance(event, Halted):
                     lease.check()
@@ -133,7 +137,7 @@ class FinetuneHandler:
                 if reason is not None and halt_by is not None and time.monotonic() > halt_by:
                     raise reason
 
-    def _take(self, claim: Claim, curve: Curve, event: Event) -> Path | None:
+    def _take(self, claim: Claim, lease: Lease, curve: Curve, event: Event) -> Path | None:
         """Note what an event says; return the directory of the result when it is there."""
         if isinstance(event, Failed):
             curve.flush()
@@ -142,7 +146,27 @@ class FinetuneHandler:
         if isinstance(event, Checkpointed | Finished | Halted):
             curve.flush(is_saved=True)
             point("checkpoint.recorded", claim=claim, step=event.step)
+        if isinstance(event, Checkpointed | Halted):
+            self._send(claim, lease, event)
         return Path(event.directory) if isinstance(event, Finished) else None
+
+    def _send(self, claim: Claim, lease: Lease, event: Checkpointed | Halted) -> None:
+        """Let the api have a checkpoint, so that another host can go on when this one is gone."""
+
+        def tick() -> None:
+            lease.tick()
+            if isinstance(reason := lease.reason(), LeaseLost | JobEnded):
+                raise reason
+
+        self.courier.send(
+            Path(event.directory),
+            job_id=claim.job_id,
+            step=event.step,
+            chunk_key=claim.chunk_key,
+            epoch=claim.epoch,
+            tick=tick,
+            is_last=isinstance(event, Halted),
+        )
 
     def _plan(self, claim: Claim, spec: FinetuneSpec, base: Path, work: Path, data: TrainingData) -> TrainingPlan:
         metric, patience = spec.stopping or ("rouge_l", None)

@@ -11,6 +11,7 @@ import structlog
 from gistmill import prompts
 from gistmill.db import results as result_rows
 from gistmill.db.claim import Claim
+from gistmill.db.models import ModelParts, parts_of
 from gistmill.db.pending import Unit, load_pending
 from gistmill.db.results import Found, Lost, Made
 from gistmill.db.session import Database
@@ -35,6 +36,7 @@ class SummarizeHandler:
         self.database = database
         self.residence = residence
         self.settings = settings
+        self._parts: dict[int, ModelParts] = {}
 
     def run(self, claim: Claim, lease: Lease) -> None:
         """Give every item of the chunk its end; see `Handler`."""
@@ -65,7 +67,8 @@ class SummarizeHandler:
 
     def _generate(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit]) -> int:
         """Generate these units and record them batch by batch; return how many items ended."""
-        engine = self.residence.get(claim.model_digest, spec.precision, lease)
+        parts = self._find_parts(claim)
+        engine = self.residence.get(parts.base_digest, spec.precision, lease, adapter=parts.adapter_digest)
         template = prompts.get(spec.prompt)
         batch = [
             Prompt(number, template.render(unit.text), noise=(unit.digest, unit.draw)) for number, unit in enumerate(units)
@@ -85,6 +88,14 @@ class SummarizeHandler:
             ended += self._record(claim, lease, made=made, lost=lost)
         lease.check()
         return ended
+
+    def _find_parts(self, claim: Claim) -> ModelParts:
+        """Return the files that the job's model consists of; a version never changes, so it is looked up once."""
+        if claim.model_key is None:
+            return ModelParts(claim.model_digest, None)
+        if claim.model_key not in self._parts:
+            self._parts[claim.model_key] = parts_of(self.database, claim.model_key)
+        return self._parts[claim.model_key]
 
     def _record(
         self, claim: Claim, lease: Lease, *, made: Sequence[Made] = (), found: Sequence[Found] = (), lost: Sequence[Lost] = ()
