@@ -137,7 +137,7 @@ def test_checkpoints_go_when_the_job_needs_them_no_more(
     with database.write() as connection:
         key = connection.scalar(select(jobs.c.key).where(jobs.c.id == claim.job_id))
         connection.execute(update(jobs).where(jobs.c.key == key).values(state=state))
-    shelf = CheckpointShelf(service.store.root)
+    shelf = service.shelf
     if is_old:
         long_ago = time.time() - STALE_UPLOAD_S - 60
         os.utime(shelf.root / claim.job_id, (long_ago, long_ago))
