@@ -13,7 +13,7 @@ from workers.training.plan import TrainingPlan
 # Where files lie, how often something is saved and how many threads work do not belong to a run's identity: it may go on on
 # another host. (Another number of threads adds in another order, and so changes the last digits.)
 PLACES = {"base_dir", "train_file", "validation_file", "work_dir", "resume_dirs"}
-MEANS = {"checkpoint_every", "kept_checkpoints", "dataloader_workers", "threads", "gradient_checkpointing"}
+MEANS = {"checkpoint_every", "kept_checkpoints", "dataloader_workers", "threads"}
 
 
 def configuration_digest(plan: TrainingPlan, *, effective_batch: int) -> str:

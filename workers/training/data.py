@@ -102,9 +102,9 @@ def micro_batches(batch: dict[str, Any], rows: int) -> Iterator[tuple[dict[str, 
         part = slice(start, start + rows)
         width, target_width = _width(batch["input_lengths"][part]), _width(batch["target_lengths"][part])
         tensors = {
-            "input_ids": batch["input_ids"][part, :width],
-            "attention_mask": batch["attention_mask"][part, :width],
-            "labels": batch["labels"][part, :target_width],
+            "input_ids": batch["input_ids"][part, :width].contiguous(),
+            "attention_mask": batch["attention_mask"][part, :width].contiguous(),
+            "labels": batch["labels"][part, :target_width].contiguous(),
         }
         yield tensors, sum(batch["target_lengths"][part]) / total
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 # As in transformers' sampler: rows are sorted within pools of at most this many batches, and in at least so many pools.
 POOL_BATCHES = 50
@@ -50,3 +51,13 @@ class LengthGroupedBatches(Sampler[list[int]]):
     def _cut(self, pool: list[int]) -> list[list[int]]:
         ordered = sorted(pool, key=lambda row: -self._lengths[row])
         return [ordered[start : start + self._batch_size] for start in range(0, len(ordered), self._batch_size)]
+
+
+class EpochLoader(DataLoader[Any]):
+    """A data loader that passes the number of the epoch on to its batches, which the plain one does not."""
+
+    batch_sampler: LengthGroupedBatches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration loads."""
+        self.batch_sampler.set_epoch(epoch)

@@ -25,7 +25,8 @@ from workers.training.preparing import count_parameters, precision_of, prepare, 
 from workers.training.result import publish
 from workers.training.room import check_room
 from workers.training.scoring import Evaluator
-from workers.training.trainer import Schedule, StepTrainer, Surroundings
+from workers.training.timetable import Schedule
+from workers.training.trainer import StepTrainer, Surroundings
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +75,7 @@ def prepare_run(plan: TrainingPlan, send: Send, should_stop: ShouldStop) -> Prep
     """
     if plan.threads:
         torch.set_num_threads(plan.threads)
+    plan.work_dir.mkdir(parents=True, exist_ok=True)
     rows = read_rows(plan.train_file)
     loaded = load_model(plan.base_dir, device=plan.device, precision=precision_of(plan))
     model = prepare(loaded.model, plan)

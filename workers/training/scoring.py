@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from workers.engine.batching import pack
 from workers.engine.checkpoint import LoadedModel
 from workers.engine.transformers import TransformersEngine, is_out_of_memory
 from workers.training.data import Collator, Example, Row, micro_batches, pad_token
+from workers.training.memory import free_memory
 
 log = structlog.get_logger(__name__)
 
@@ -135,10 +135,3 @@ def _loss_in_parts(model: Any, batch: dict[str, Any], rows: int) -> float:
         for tensors, share in micro_batches(batch, rows):
             total += share * model(**{name: tensor.to(model.device) for name, tensor in tensors.items()}).loss.item()
     return total
-
-
-def free_memory() -> None:
-    """Give back to the device what no tensor holds any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -8,8 +8,6 @@ a batch anew, and with T5, whose loss ignores the number of items it is given, i
 from __future__ import annotations
 
 import json
-import math
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,38 +18,27 @@ import structlog
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerControl, TrainerState
+from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_callback import PrinterCallback
 
 from workers.engine.transformers import is_out_of_memory
 from workers.training import files
+from workers.training.arguments import training_arguments
 from workers.training.checkpoint import TRAINER_STATE, Checkpoint, CheckpointWriter, Snapshot, restore_random
 from workers.training.data import Collator, Example, micro_batches
 from workers.training.events import Checkpointed, Evaluated, Event, Stepped
 from workers.training.failures import Halt, LossNotFinite, TrainingOutOfMemory
-from workers.training.grouping import LengthGroupedBatches
+from workers.training.grouping import EpochLoader, LengthGroupedBatches
 from workers.training.journal import Journal
+from workers.training.memory import free_memory, peak_memory_bytes
 from workers.training.plan import TrainingPlan
-from workers.training.preparing import trainable_weights, uses_bfloat16
-from workers.training.scoring import Evaluator, free_memory
+from workers.training.preparing import trainable_weights
+from workers.training.scoring import Evaluator
+from workers.training.timetable import Schedule, Timetable
 
 log = structlog.get_logger(__name__)
 
 BEST_FILE = "best.safetensors"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a run is, in optimizer steps."""
-
-    steps_per_epoch: int
-    total_steps: int
-
-    @classmethod
-    def of(cls, plan: TrainingPlan, *, rows: int, effective_batch: int) -> Schedule:
-        """Return the schedule for so many rows."""
-        steps_per_epoch = math.ceil(rows / effective_batch)
-        return cls(steps_per_epoch, plan.max_steps or max(1, math.ceil(plan.epochs * steps_per_epoch)))
 
 
 @dataclass
@@ -100,7 +87,7 @@ class StepTrainer(Seq2SeqTrainer):
             args=training_arguments(plan, effective_batch=effective_batch, total_steps=schedule.total_steps),
             data_collator=Collator(pad),
             train_dataset=examples,
-            callbacks=[_Timetable(plan, schedule, around)],
+            callbacks=[Timetable(plan, schedule, around.should_stop)],
         )
         self.remove_callback(PrinterCallback)
 
@@ -131,7 +118,7 @@ class StepTrainer(Seq2SeqTrainer):
         """Return the batches of one optimizer step each."""
         plan = self.plan
         lengths = [len(example.tokens) + len(example.target) for example in self.train_dataset]
-        return DataLoader(
+        return EpochLoader(
             self.train_dataset,
             batch_sampler=LengthGroupedBatches(lengths, batch_size=self._effective_batch, seed=plan.seed),
             collate_fn=self.data_collator,
@@ -297,59 +284,6 @@ class StepTrainer(Seq2SeqTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self.resumed is not None:
             restore_random(self.resumed.state()["random"])
-
-
-class _Timetable(TrainerCallback):
-    """Says after which steps to evaluate and to write a checkpoint.
-
-    transformers' own strategies were rejected: it evaluates at the end of an epoch after it has written the checkpoint of that
-    step, so that a run that is killed in between never makes the evaluation.
-    """
-
-    def __init__(self, plan: TrainingPlan, schedule: Schedule, around: Surroundings) -> None:
-        self._plan = plan
-        self._schedule = schedule
-        self._around = around
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Decide for the step that has just been made."""
-        step, is_last = state.global_step, state.global_step == self._schedule.total_steps
-        every = self._plan.evaluate_every or self._schedule.steps_per_epoch
-        control.should_evaluate = self._around.evaluator is not None and (is_last or step % every == 0)
-        control.should_save = step % self._plan.checkpoint_every == 0 or self._around.should_stop()
-        return control
-
-
-def training_arguments(plan: TrainingPlan, *, effective_batch: int, total_steps: int) -> Seq2SeqTrainingArguments:
-    """Return the plan in transformers' words. Linear decay after the warm-up and gradients clipped at 1 are its defaults."""
-    return Seq2SeqTrainingArguments(
-        output_dir=str(plan.work_dir),
-        max_steps=total_steps,
-        per_device_train_batch_size=effective_batch,
-        learning_rate=plan.learning_rate,
-        weight_decay=plan.weight_decay,
-        warmup_steps=plan.warmup_steps,
-        seed=plan.seed,
-        optim="adamw_torch_fused",
-        bf16=uses_bfloat16(plan.device),
-        use_cpu=plan.device == "cpu",
-        activation_checkpointing=plan.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if plan.gradient_checkpointing else None,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-
-
-def peak_memory_bytes(device: str) -> int:
-    """Return the most memory that the run has held: of the GPU, or of the process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _state_text(state: TrainerState) -> str:
