@@ -95,9 +95,10 @@ def import_hub(store: Store, hub_id: str, *, revision: str | None = None, base_d
         # A snapshot's files are links into the hub's cache, and the copies are files.
         _copy(directory, staged, _list_files(directory), hub_id, base_digest)
         if not _has_weights(staged):
+            on_base = "" if base_digest is None else " --base BASE"
             raise ModelUnreadable(
                 f"{hub_id} has no weights as safetensors on the hub. Download its files and add them with "
-                f"'gistmill models add DIRECTORY --name {names.name_of_hub_id(hub_id)} --convert'."
+                f"'gistmill models add DIRECTORY --name {names.name_of_hub_id(hub_id)}{on_base} --convert'."
             )
         return _publish(store, staged, hub_id, base_digest, None)
 
@@ -157,7 +158,7 @@ def _refuse_adapter(source: Path, found: list[str], label: str) -> None:
         return
     named = adapters.named_base(source)
     hint = f" It says that it was made for '{named}'." if named else ""
-    raise UnsupportedModel(f"{label} is an adapter, not a whole model: name the model that it belongs to with --base.{hint}")
+    raise UnsupportedModel(f"{label} is an adapter, not a whole model: add it with --base and the model it belongs to.{hint}")
 
 
 def _publish(store: Store, staged: Path, label: str, base_digest: str | None, made_by: Mapping[str, Any] | None) -> Manifest:

@@ -120,7 +120,7 @@ class Store:
         """
         target = self._merged_path(base_digest, adapter_digest)
         try:
-            manifests.write(staged, manifest)
+            _settle(staged, manifest)
             target.parent.mkdir(parents=True, exist_ok=True)
             staged.rename(target)
         except OSError as error:

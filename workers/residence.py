@@ -84,7 +84,7 @@ class Residence:
         """Return the engine of a base model, or of an adapter on it; what is not resident is loaded.
 
         Raises:
-            DeviceTooSmall: the weights exceed the device's whole memory.
+            DeviceTooSmall: the weights, those of base and adapter together, exceed the device's whole memory.
             DeviceFull: there is no room for the adapter now.
             ModelError: the files cannot be read, or the engine runs no adapters.
             ModelUnavailable: the files could not be fetched.
@@ -148,8 +148,10 @@ class Residence:
         while self._used_bytes() + needed_bytes > self._limit_bytes:
             oldest = next((place for place in self._engines if place != base), None)
             if oldest is None:
-                return
+                break
             self._evict(oldest)
+        if self._used_bytes() + needed_bytes > self._device_bytes:
+            raise DeviceTooSmall(needed_bytes=self._used_bytes() + needed_bytes)
 
     def _used_bytes(self) -> int:
         return sum(engine.weight_bytes for place, engine in self._engines.items() if place.adapter is None)

@@ -394,10 +394,13 @@ def test_cleared_residence_holds_nothing(files: dict[str, Path]) -> None:
     assert memory.loads == [BASE, FIRST] * 2
 
 
-def test_adapter_larger_than_the_device_is_for_another_worker(files: dict[str, Path]) -> None:
-    memory = Memory(files | {BASE: files[FIRST], FIRST: files[BASE]}, device_bytes=weigh(files[FIRST]))
-    with pytest.raises(DeviceTooSmall):
-        memory.get(FIRST)
+def test_adapter_that_does_not_fit_the_device_beside_its_base_is_for_another_worker(files: dict[str, Path]) -> None:
+    memory = Memory(files, device_bytes=weigh(files[BASE]))
+    memory.get(BASE)
+    with pytest.raises(DeviceTooSmall) as small:
+        memory.get(BASE, FIRST)
+    assert small.value.fields["needed_bytes"] > weigh(files[BASE])
+    assert memory.residence.resident() == (BASE,)
 
 
 def test_device_without_room_for_an_adapter_gives_the_chunk_back(

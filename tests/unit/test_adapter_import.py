@@ -119,11 +119,11 @@ def test_base_whose_files_leave_out_the_outermost_name_fits(source: Path, base: 
 def test_adapter_without_its_base_says_how_to_name_it(store: Store, source: Path, base: Path) -> None:
     change_config(source, base_model_name_or_path="google/flan-t5-small")
     with pytest.raises(
-        UnsupportedModel, match=r"name the model that it belongs to with --base\..*made for 'google/flan-t5-small'"
+        UnsupportedModel, match=r"add it with --base and the model it belongs to\..*made for 'google/flan-t5-small'"
     ):
         importing.import_directory(store, source, label="mine")
     (source / "adapter_config.json").unlink()
-    with pytest.raises(UnsupportedModel, match=r"with --base\.$"):
+    with pytest.raises(UnsupportedModel, match=r"the model it belongs to\.$"):
         importing.import_directory(store, source, label="mine")
 
 

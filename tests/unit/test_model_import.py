@@ -25,6 +25,7 @@ from models_store import catalog, importing
 from models_store import manifest as manifests
 from models_store.manifest import Manifest
 from models_store.store import Store
+from tests.support.adapters import make_adapter
 from tests.support.checkpoints import CONFIG, make_checkpoint, shard
 
 
@@ -255,6 +256,28 @@ def test_hub_model_without_safetensors_says_how_to_convert(
     hub_cache(source)
     with pytest.raises(ModelUnreadable, match="--name tiny --convert"):
         importing.import_hub(store, "acme/tiny")
+
+
+def test_adapter_of_the_hub_comes_in_with_its_base(
+    store: Store, source: Path, hub_cache: Callable[[Path], None], tmp_path: Path
+) -> None:
+    base = add(store, source).digest
+    hub_cache(make_adapter(source, tmp_path / "adapter", target_modules=["shared"]))
+    with pytest.raises(UnsupportedModel, match="acme/tiny is an adapter"):
+        importing.import_hub(store, "acme/tiny")
+    with pytest.raises(ModelUnreadable, match="changes shared"):
+        importing.import_hub(store, "acme/tiny", base_digest=base)
+
+
+def test_pickled_adapter_of_the_hub_says_how_to_convert(
+    store: Store, source: Path, hub_cache: Callable[[Path], None], tmp_path: Path
+) -> None:
+    base = add(store, source).digest
+    adapter = make_adapter(source, tmp_path / "adapter", target_modules=["shared"])
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    hub_cache(adapter)
+    with pytest.raises(ModelUnreadable, match="--name tiny --base BASE --convert"):
+        importing.import_hub(store, "acme/tiny", base_digest=base)
 
 
 def test_foreign_manifest_on_the_hub_does_not_matter(store: Store, source: Path, hub_cache: Callable[[Path], None]) -> None:

@@ -69,13 +69,16 @@ class AdapterRack:
     @contextmanager
     def active(self, digest: str) -> Iterator[None]:
         """Let the model be the base with this adapter meanwhile."""
-        for layer in self._layers[digest]:
+        layers = self._layers[digest]
+        for layer in layers:
             layer.set_adapter(digest, inference_mode=True)
+            # enable_adapters(True) would ask for gradients as well.
             layer._disable_adapters = False
         try:
             yield
         finally:
-            self._switch_off()
+            for layer in layers:
+                layer.enable_adapters(False)
 
     def _put(self, digest: str, adapter: Adapter, tensors: dict[str, torch.Tensor]) -> list[LoraLayer]:
         """Return the layers that the adapter changes. Its name in peft is its digest: peft takes no dots in names."""
