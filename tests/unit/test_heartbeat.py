@@ -145,3 +145,9 @@ def test_beat_without_an_answer_ends_the_contact(
     monkeypatch.setattr(sqlite_only, "transact", transact)
     heartbeat._beat_or_wait_for_sql()
     assert heartbeat.sweeper.contact.since is None
+
+
+def test_asking_for_the_reason_to_stop_is_no_progress(claim: Claim) -> None:
+    watch = Watch(claim, write_until=float("inf"), drain=threading.Event())
+    watch.enter(0.05)
+    wait_until(lambda: watch.reason() is None and watch.is_stalled, timeout_s=5)

@@ -145,7 +145,7 @@ class FinetuneHandler:
         curve.add(event)
         if isinstance(event, Checkpointed | Finished | Halted):
             curve.flush(is_saved=True)
-            point("checkpoint.recorded", claim=claim, step=event.step)
+            point("checkpoint.committed", claim=claim, step=event.step)
         if isinstance(event, Checkpointed | Halted):
             self._send(claim, lease, event)
         return Path(event.directory) if isinstance(event, Finished) else None
