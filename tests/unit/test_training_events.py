@@ -18,18 +18,21 @@ from workers.training.events import (
     Halted,
     Started,
     Stepped,
+    Working,
     from_json,
     to_json,
 )
 from workers.training.journal import Journal
 from workers.training.orders import Outbox
 from workers.training.plan import StopMetric, TrainingPlan
+from workers.training.pulse import Pulse
 
 EVENTS: list[Event] = [
     Started(3_538_944, 251_116_800, 1557, 12, 8, 2),
     Stepped(13, 0.1, 2.5, 1e-3, 0.7, 88.25, 2**33),
     Evaluated(13, 0.1, 2.25, 0.5, 0.25, 0.4, 0.4),
     Evaluated(14, 0.1, None, None, None, None, None),
+    Working(),
     Checkpointed(13, "/a/checkpoint-000000013", "ab" * 32),
     Finished(1557, "/a/result"),
     Halted(13, "/a/checkpoint-000000013"),
@@ -124,3 +127,19 @@ def test_a_run_stops_after_as_many_evaluations_without_a_better_one_as_the_patie
         verdicts.append(journal.is_exhausted())
     assert verdicts == [False] * 5 + [True]
     assert sent == journal.points
+
+
+def test_a_pulse_is_sent_once_in_five_seconds_of_progress() -> None:
+    sent: list[Event] = []
+    times = iter([0.0, 1.0, 4.9, 5.0, 5.1, 9.9, 30.0, 30.1])
+    pulse = Pulse(sent.append, lambda: len(sent) == 2, clock=lambda: next(times))
+    assert [(pulse.should_stop(), len(sent)) for _ in range(7)] == [
+        (False, 0),
+        (False, 0),
+        (False, 1),
+        (False, 1),
+        (False, 1),
+        (True, 2),
+        (True, 2),
+    ]
+    assert sent == [Working(), Working()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +47,21 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def encode(rows: Sequence[Row], loaded: LoadedModel, *, max_input_tokens: int, max_target_tokens: int) -> list[Example]:
-    """Return the rows as tokens, cut to these limits and to what the model's positions allow."""
+def encode(
+    rows: Sequence[Row],
+    loaded: LoadedModel,
+    *,
+    max_input_tokens: int,
+    max_target_tokens: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Example]:
+    """Return the rows as tokens, cut to these limits and to what the model's positions allow; ticks at every 1,024 rows."""
     input_limit = min(max_input_tokens, loaded.max_positions or max_input_tokens)
     target_limit = min(max_target_tokens, loaded.max_decoder_positions or max_target_tokens)
     examples: list[Example] = []
     for start in range(0, len(rows), ENCODE_ROWS):
         part = rows[start : start + ENCODE_ROWS]
+        tick()
         inputs = loaded.tokenizer([row.prompt for row in part], truncation=True, max_length=input_limit)
         targets = loaded.tokenizer(text_target=[row.references[0] for row in part], truncation=True, max_length=target_limit)
         pairs = zip(inputs["input_ids"], targets["input_ids"], strict=True)

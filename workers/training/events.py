@@ -45,6 +45,11 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Working:
+    """Work goes on between two steps: rows are read, or the model is being scored. At most once in five seconds."""
+
+
+@dataclass(frozen=True)
 class Checkpointed:
     """A checkpoint of this step is whole and on disk; `digest` stands for its content."""
 
@@ -77,10 +82,10 @@ class Failed:
     message: str
 
 
-Event = Started | Stepped | Evaluated | Checkpointed | Finished | Halted | Failed
+Event = Started | Stepped | Evaluated | Working | Checkpointed | Finished | Halted | Failed
 Ending = Finished | Halted | Failed
 KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Started, Stepped, Evaluated, Checkpointed, Finished, Halted, Failed)
+    kind.__name__: kind for kind in (Started, Stepped, Evaluated, Working, Checkpointed, Finished, Halted, Failed)
 }
 
 

@@ -22,6 +22,7 @@ from workers.training.failures import DiskFull, Halt, TrainingOutOfMemory
 from workers.training.journal import Journal
 from workers.training.plan import TrainingPlan
 from workers.training.preparing import count_parameters, precision_of, prepare, restore_weights
+from workers.training.pulse import Pulse
 from workers.training.result import publish
 from workers.training.room import check_room
 from workers.training.scoring import Evaluator
@@ -75,6 +76,7 @@ def prepare_run(plan: TrainingPlan, send: Send, should_stop: ShouldStop) -> Prep
     """
     if plan.threads:
         torch.set_num_threads(plan.threads)
+    pulse = Pulse(send, should_stop)
     plan.work_dir.mkdir(parents=True, exist_ok=True)
     rows = read_rows(plan.train_file)
     loaded = load_model(plan.base_dir, device=plan.device, precision=precision_of(plan))
@@ -88,12 +90,12 @@ def prepare_run(plan: TrainingPlan, send: Send, should_stop: ShouldStop) -> Prep
     trainer = StepTrainer(
         model,
         plan,
-        examples=_encode(rows, loaded, plan),
+        examples=_encode(rows, loaded, plan, pulse),
         pad=pad_token(loaded),
         effective_batch=effective_batch,
         micro_batch=micro_batch(plan),
         schedule=schedule,
-        around=Surroundings(send, should_stop, journal, writer, _make_evaluator(plan, loaded)),
+        around=Surroundings(send, pulse.should_stop, journal, writer, _make_evaluator(plan, loaded, pulse)),
     )
     return PreparedRun(model, trainer, journal, schedule, configuration)
 
@@ -107,7 +109,7 @@ def carry_out(prepared: PreparedRun, plan: TrainingPlan, send: Send) -> Ending:
     """
     checkpoint = find_newest((plan.work_dir, *plan.resume_dirs), configuration=prepared.configuration)
     step = 0 if checkpoint is None else checkpoint.manifest.step
-    send(_started(prepared, plan, resumed_step=step))
+    send(_started(prepared, plan, checkpoint))
     if checkpoint is not None:
         _go_on_from(checkpoint, prepared)
     if step < prepared.schedule.total_steps and not prepared.journal.is_exhausted():
@@ -122,32 +124,34 @@ def micro_batch(plan: TrainingPlan) -> int:
     return plan.batch_size or BATCH_SIZES[plan.device]
 
 
-def _encode(rows: Sequence[Row], loaded: LoadedModel, plan: TrainingPlan) -> list[Example]:
-    return encode(rows, loaded, max_input_tokens=plan.max_input_tokens, max_target_tokens=plan.max_target_tokens)
+def _encode(rows: Sequence[Row], loaded: LoadedModel, plan: TrainingPlan, pulse: Pulse) -> list[Example]:
+    limits = {"max_input_tokens": plan.max_input_tokens, "max_target_tokens": plan.max_target_tokens}
+    return encode(rows, loaded, tick=pulse.beat, **limits)
 
 
-def _make_evaluator(plan: TrainingPlan, loaded: LoadedModel) -> Evaluator | None:
+def _make_evaluator(plan: TrainingPlan, loaded: LoadedModel, pulse: Pulse) -> Evaluator | None:
     if plan.validation_file is None:
         return None
     rows = read_rows(plan.validation_file)
     return Evaluator(
         loaded,
         rows=rows,
-        examples=_encode(rows, loaded, plan),
+        examples=_encode(rows, loaded, plan, pulse),
         most_input_tokens=plan.max_input_tokens,
         most_new_tokens=plan.max_target_tokens,
     )
 
 
-def _started(prepared: PreparedRun, plan: TrainingPlan, *, resumed_step: int) -> Started:
+def _started(prepared: PreparedRun, plan: TrainingPlan, checkpoint: Checkpoint | None) -> Started:
     trainable, total = count_parameters(prepared.model)
+    rows = micro_batch(plan) if checkpoint is None else min(micro_batch(plan), checkpoint.manifest.micro_batch)
     return Started(
         trainable_parameters=trainable,
         total_parameters=total,
         total_steps=prepared.schedule.total_steps,
-        resumed_step=resumed_step,
-        batch_size=micro_batch(plan),
-        gradient_accumulation=plan.gradient_accumulation,
+        resumed_step=0 if checkpoint is None else checkpoint.manifest.step,
+        batch_size=rows,
+        gradient_accumulation=-(-micro_batch(plan) * plan.gradient_accumulation // rows),
     )
 
 

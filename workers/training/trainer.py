@@ -82,6 +82,7 @@ class StepTrainer(Seq2SeqTrainer):
         self._rows_since_report = 0
         self._reported_at = 0.0
         self._step_loss = torch.zeros(())
+        self._random_states: dict[str, Any] = {}
         super().__init__(
             model=model,
             args=training_arguments(plan, effective_batch=effective_batch, total_steps=schedule.total_steps),
@@ -150,7 +151,8 @@ class StepTrainer(Seq2SeqTrainer):
         around = self.around
         assert around.evaluator is not None
         self.is_evaluation_due, self.control.should_evaluate = True, False
-        scores = around.evaluator.evaluate(self.model, around.should_stop)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            scores = around.evaluator.evaluate(self.model, around.should_stop)
         if scores is None:
             self.control.should_save = True
             return {}
@@ -278,12 +280,13 @@ class StepTrainer(Seq2SeqTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resumed is not None:
             state = self.resumed.state()
+            self._random_states = state["random"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_scheduler.load_state_dict(state["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self.resumed is not None:
-            restore_random(self.resumed.state()["random"])
+        """Go on with the checkpoint's random numbers; transformers calls this after it has drawn its own."""
+        restore_random(self._random_states)
 
 
 def _state_text(state: TrainerState) -> str:
