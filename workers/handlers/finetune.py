@@ -41,6 +41,8 @@ POLL_S = 0.25
 # Time for one more step and a checkpoint; after it the run goes on from the checkpoint before.
 HALT_S = 60.0
 CHECKPOINT_EVERY = 100
+# What decides nothing about the weights, or is named elsewhere in the lineage.
+NOT_LINEAGE = {"kind", "dataset", "model", "name", "select", "validation", "prompt", "labels", "priority"}
 FAILURES = {
     "unknown_targets": errors.UnknownTargets,
     "loss_not_finite": errors.LossNotFinite,
@@ -212,7 +214,7 @@ class FinetuneHandler:
             "validation_rows": data.validation_rows,
             "prompt": spec.prompt,
             "prompt_digest": template.digest,
-            "parameters": spec.model_dump(mode="json", exclude={"kind", "dataset", "model", "labels", "priority"}),
+            "parameters": spec.model_dump(mode="json", exclude=NOT_LINEAGE) | {"learning_rate": spec.rate},
             "result": curve.state,
             "job": claim.job_id,
             "code_version": __version__,
