@@ -196,6 +196,19 @@ def test_another_host_goes_on_from_the_checkpoint_that_the_api_has(trainer: Trai
     assert digests["whole"] == digests["stopped"]
 
 
+def test_files_of_a_training_that_another_host_has_ended_go(trainer: Trainer) -> None:
+    failed, other = trainer.submit(targets=("nothing",)), trainer.submit(name="other")
+    cancel(trainer.database, first_tenant(trainer.database), other)
+    trainer.runner.work()
+    assert trainer.view(failed).state == "failed"
+    left = [trainer.root / name for name in (failed, other, "job_of_another_database")]
+    for directory in left:
+        directory.mkdir(parents=True, exist_ok=True)
+    trainer.submit(targets=("nothing",), name="next")
+    trainer.runner.work()
+    assert [directory.exists() for directory in left] == [True, False, False]
+
+
 def test_unknown_targets_fail_the_job_and_name_those_that_exist(trainer: Trainer) -> None:
     job_id = trainer.submit(targets=("q", "query"))
     trainer.runner.work()

@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
+from sqlalchemy import select
 
 from gistmill import __version__, errors, prompts
 from gistmill.db import training as training_rows
 from gistmill.db.claim import Claim
 from gistmill.db.models import find_digest
 from gistmill.db.session import Database
+from gistmill.db.tables import jobs
 from gistmill.errors import JobEnded, LeaseLost, Stalled, TrainingFailed
 from gistmill.faults import point
 from gistmill.settings import WorkerSettings
 from gistmill.specs import FinetuneSpec
+from gistmill.states import JobState
 from workers.checkpoints import Courier, newest_step
 from workers.handlers.base import Lease
 from workers.handlers.training_curve import Curve
@@ -43,6 +46,7 @@ HALT_S = 60.0
 CHECKPOINT_EVERY = 100
 # What decides nothing about the weights, or is named elsewhere in the lineage.
 NOT_LINEAGE = {"kind", "dataset", "model", "name", "select", "validation", "prompt", "labels", "priority"}
+GONE = (JobState.COMPLETED, JobState.CANCELLED)
 FAILURES = {
     "unknown_targets": errors.UnknownTargets,
     "loss_not_finite": errors.LossNotFinite,
@@ -84,6 +88,7 @@ class FinetuneHandler:
 
     def run(self, claim: Claim, lease: Lease) -> None:
         """Train, or go on where an earlier lease stopped, and publish the model; see `Handler`."""
+        self._let_ended_go()
         root = self.host.root / claim.job_id
         try:
             if not self._is_published(claim):
@@ -92,6 +97,19 @@ class FinetuneHandler:
             shutil.rmtree(root, ignore_errors=True)
             raise
         shutil.rmtree(root, ignore_errors=True)
+
+    def _let_ended_go(self) -> None:
+        """Remove what trainings left on this host that another host has ended; a failed one may be taken up again."""
+        left = [path for path in self.host.root.glob("job_*") if path.is_dir()]
+        if not left:
+            return
+        query = select(jobs.c.id).where(jobs.c.id.in_([path.name for path in left]), jobs.c.state.not_in(GONE))
+        with self.database.read() as connection:
+            needed = set(connection.execute(query).scalars())
+        for path in left:
+            if path.name not in needed:
+                shutil.rmtree(path, ignore_errors=True)
+                log.info("training_files_removed", job_id=path.name)
 
     def _is_published(self, claim: Claim) -> bool:
         with self.database.read() as connection:
