@@ -139,7 +139,7 @@ class FinetuneSpec(BaseModel):
     prompt: str = Field("instruction", min_length=1, max_length=100)
     max_input_tokens: int = Field(2048, ge=1, le=1_000_000, description="Longer prompts are cut.")
     max_target_tokens: int = Field(512, ge=1, le=100_000, description="Longer references are cut.")
-    checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; by default chosen by speed.")
+    checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; by default 100.")
     priority: int = Field(0, ge=-LARGEST_PRIORITY, le=LARGEST_PRIORITY, description="Higher runs first.")
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
 
