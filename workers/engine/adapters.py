@@ -93,24 +93,15 @@ class AdapterRack:
         with _quiet():
             inject_adapter_in_model(config, self._model, adapter_name=digest)
         self._switch_off()
-        layers = self._find_layers(digest)
-        for layer in layers:
-            self._take_dtype(layer, digest)
         result: Any = set_peft_model_state_dict(self._model, tensors, adapter_name=digest)
         missing = [name for name in result.missing_keys if f".{digest}." in name]
         if missing or result.unexpected_keys:
             raise ValueError(f"{len(missing)} tensors are missing and {len(result.unexpected_keys)} belong nowhere")
-        return layers
+        return self._find_layers(digest)
 
     def _find_layers(self, digest: str) -> list[LoraLayer]:
         layers = (module for module in self._model.modules() if isinstance(module, LoraLayer))
         return [layer for layer in layers if digest in layer.lora_A]
-
-    def _take_dtype(self, layer: LoraLayer, digest: str) -> None:
-        """Compute in the base's dtype: peft makes its layers in float32, twice the work of the rest on a GPU in bfloat16."""
-        dtype: Any = layer.get_base_layer().weight.dtype
-        for side in (layer.lora_A, layer.lora_B):
-            side[digest].to(dtype).eval()
 
     def _weights(self, digest: str) -> Iterator[Any]:
         for layer in self._layers[digest]:
