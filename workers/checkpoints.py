@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import structlog
 
-from gistmill.errors import ApiUnreachable, ModelUnavailable, NotFound
-from gistmill.transport import UPLOAD_TIMEOUT, Transport, problem
+from gistmill.errors import LeaseLost, ModelUnavailable, NotFound
+from gistmill.transport import problem
 from models_store.checkpoints import pack, unpack
 
 log = structlog.get_logger(__name__)
@@ -21,6 +20,8 @@ log = structlog.get_logger(__name__)
 # Where a checkpoint of another host lies: before the first epoch of any lease.
 FETCHED = "0"
 BLOCK = 1024 * 1024
+# Longest that a link may stand still, well under the stall limit of a training step.
+SEND_TIMEOUT = httpx2.Timeout(30.0, connect=5.0)
 
 
 class Courier:
@@ -44,18 +45,27 @@ class Courier:
         """
         if not is_last and time.monotonic() - self._sent_at < self.every_s:
             return False
-        transport = Transport(self.url, self.token)
-        path = f"/v1/jobs/{job_id}/checkpoints/{step}"
         try:
-            transport.upload("PUT", path, partial(pack, directory, tick), chunk_key=chunk_key, epoch=epoch)
-        except ApiUnreachable as error:
-            log.warning("checkpoint_not_sent", job_id=job_id, step=step, reason=error.message)
+            answer = self._put(directory, job_id, step, {"chunk_key": chunk_key, "epoch": epoch}, tick)
+            if isinstance(refusal := problem(answer) if answer.is_error else None, LeaseLost):
+                raise refusal
+            reason = refusal.message if refusal is not None else ""
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+        if reason:
+            log.warning("checkpoint_not_sent", job_id=job_id, step=step, reason=reason)
             return False
-        finally:
-            transport.close()
         self._sent_at = time.monotonic()
         log.info("checkpoint_sent", job_id=job_id, step=step)
         return True
+
+    def _put(
+        self, directory: Path, job_id: str, step: int, params: dict[str, int], tick: Callable[[], None]
+    ) -> httpx2.Response:
+        """Try once: the next checkpoint is the next try, and the run waits for nobody."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        with httpx2.Client(base_url=self.url, headers=headers, timeout=SEND_TIMEOUT) as client:
+            return client.put(f"/v1/jobs/{job_id}/checkpoints/{step}", params=params, content=pack(directory, tick))
 
     def fetch(self, job_id: str, root: Path, *, newer_than: int, tick: Callable[[], None]) -> int | None:
         """Bring the newest checkpoint that the api has into `root`, if it is of a later step; return that step.
@@ -66,7 +76,7 @@ class Courier:
         """
         headers = {"Authorization": f"Bearer {self.token}"}
         try:
-            with httpx2.Client(base_url=self.url, headers=headers, timeout=UPLOAD_TIMEOUT) as client:
+            with httpx2.Client(base_url=self.url, headers=headers, timeout=SEND_TIMEOUT) as client:
                 kept = client.get(f"/v1/jobs/{job_id}/checkpoints")
                 if kept.is_error:
                     raise problem(kept)

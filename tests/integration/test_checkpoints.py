@@ -7,6 +7,7 @@ import os
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from api.upkeep import STALE_UPLOAD_S, tidy_up
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs
-from gistmill.errors import ModelUnreadable
+from gistmill.errors import LeaseLost, ModelUnavailable, ModelUnreadable
 from gistmill.queue import Bells
 from models_store.checkpoints import pack, unpack
 from models_store.store import Store
-from tests.support.api import api_settings, running_api
+from tests.support.api import TOKEN, api_settings, listening_api, running_api
 from tests.support.finetune import add_model, load_pairs, submit_finetune
 from tests.support.jobs import make_worker, take
+from workers.checkpoints import Courier
 
 
 @pytest.fixture
@@ -143,3 +145,28 @@ def test_checkpoints_go_when_the_job_needs_them_no_more(
         os.utime(shelf.root / claim.job_id, (long_ago, long_ago))
     tidy_up(service)
     assert bool(shelf.list(claim.job_id)) == is_kept
+
+
+def test_courier_sends_now_and_then_and_the_last_one_always(database: Database, claim: Claim, tmp_path: Path) -> None:
+    source = make_files(tmp_path / "checkpoint", weights="w")
+    with listening_api(database, api_settings(tmp_path / "api")) as api:
+        courier = Courier(str(api.base_url), TOKEN, every_s=3600)
+        sent = [send(courier, source, claim, step, is_last=step == 9) for step in (3, 6, 9)]
+        assert sent == [True, False, True]
+        assert [entry["step"] for entry in api.get(f"/v1/jobs/{claim.job_id}/checkpoints").json()] == [9, 3]
+        with pytest.raises(LeaseLost):
+            send(courier, source, replace(claim, epoch=claim.epoch + 1), 12, is_last=True)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", ""])
+def test_api_that_does_not_answer_costs_only_the_copy(claim: Claim, tmp_path: Path, url: str) -> None:
+    source = make_files(tmp_path / "checkpoint", weights="w")
+    assert not send(Courier(url, TOKEN, every_s=0), source, claim, 3, is_last=True)
+    with pytest.raises(ModelUnavailable):
+        Courier(url, TOKEN, every_s=0).fetch(claim.job_id, tmp_path, newer_than=-1, tick=lambda: None)
+
+
+def send(courier: Courier, source: Path, claim: Claim, step: int, *, is_last: bool) -> bool:
+    return courier.send(
+        source, job_id=claim.job_id, step=step, chunk_key=claim.chunk_key, epoch=claim.epoch, tick=lambda: None, is_last=is_last
+    )
