@@ -16,8 +16,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from models_store.importing import is_allowed
+from models_store.importing import import_directory, is_allowed
 from models_store.manifest import sha256_of
+from models_store.store import Store
 from tests.support.models import dialogues, make_tiny_t5
 from workers.engine.checkpoint import load_model
 from workers.training.checkpoint import find_newest, list_checkpoints
@@ -167,6 +168,7 @@ def test_a_full_result_is_a_whole_model_with_its_own_output_layer(inputs: Path, 
     assert isinstance(ending, Finished)
     result, base = Path(ending.directory), inputs / "base"
     assert all(is_allowed(path.name) for path in result.iterdir())
+    assert import_directory(Store(tmp_path / "store"), result, label="result").dtype == "float32"
     assert json.loads((result / "config.json").read_text())["tie_word_embeddings"] is False
     trained, before = load_file(result / "model.safetensors"), load_file(base / "model.safetensors")
     assert trained.keys() == before.keys()
@@ -248,6 +250,7 @@ def test_a_stop_during_the_last_evaluation_leaves_only_that(inputs: Path, tmp_pa
     assert result_digest(second) == result_digest(whole)
 
 
+@pytest.mark.parametrize("whole", ["lora"], indirect=True)
 def test_a_run_whose_newest_checkpoint_is_cut_short_equals_the_whole(whole: Whole, inputs: Path, tmp_path: Path) -> None:
     plan, events = whole
     first = make_plan(inputs, tmp_path / "1", plan.method)
@@ -475,6 +478,7 @@ def test_fewer_rows_than_a_batch_are_enough(inputs: Path, tmp_path: Path) -> Non
     assert [event.step for event in events if isinstance(event, Stepped)] == [1]
 
 
+@pytest.mark.parametrize("whole", ["lora"], indirect=True)
 def test_workers_of_the_data_loader_change_no_number(whole: Whole, inputs: Path, tmp_path: Path) -> None:
     plan, events = whole
     other = make_plan(inputs, tmp_path, plan.method, dataloader_workers=2)
