@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select, text
 
 from gistmill.db.jobs import JobRows, takes
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs
+from gistmill.states import JobKind
 
 # A chunk is about this much work, so that little is lost with a worker and all workers end at about the same time.
 CHUNK_S = 30.0
@@ -93,7 +94,8 @@ def measured_speed(connection: Connection, tenant_key: int, model_digest: str) -
     """
     newest = (
         select(jobs.c.key)
-        .where(jobs.c.tenant_key == tenant_key, jobs.c.model_digest == model_digest, jobs.c.attempt == 1)
+        .where(jobs.c.tenant_key == tenant_key, jobs.c.model_digest == model_digest)
+        .where(jobs.c.attempt == 1, jobs.c.kind == JobKind.SUMMARIZE)
         .order_by(jobs.c.key.desc())
         .limit(CHUNKS_TO_MEASURE)
     )
