@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from safetensors import SafetensorError
 from torch.optim import AdamW
 
 from tests.support.models import random_t5
@@ -16,7 +18,7 @@ from workers.training.failures import UnknownTargets
 from workers.training.grouping import LengthGroupedBatches
 from workers.training.plan import TrainingPlan
 from workers.training.preparing import check_targets, count_parameters, prepare, restore_weights, trainable_weights
-from workers.training.room import SPARE_BYTES, needed_bytes
+from workers.training.room import SPARE_BYTES, is_disk_full, needed_bytes
 from workers.training.scoring import mean_rouge
 from workers.training.timetable import Schedule
 
@@ -180,3 +182,18 @@ def test_the_room_for_a_run_grows_with_what_it_keeps() -> None:
     assert needed_bytes(model, make_plan(kept_checkpoints=1)) == SPARE_BYTES + 2 * 3 * weights + weights
     more = needed_bytes(model, make_plan(kept_checkpoints=2, early_stop_patience=1, validation_file="/v"))
     assert more == SPARE_BYTES + 3 * 3 * weights + 4 * weights + weights
+
+
+@pytest.mark.parametrize(
+    ("error", "free_bytes", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "no room"), 10**12, True),
+        (OSError(errno.EACCES, "not allowed"), 0, False),
+        (SafetensorError("I/O error"), 1000, True),
+        (RuntimeError("file write failed"), 1000, True),
+        (RuntimeError("file write failed"), 10**12, False),
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_told_from_other_errors(error: Exception, free_bytes: int, is_full: bool) -> None:
+    assert is_disk_full(error, free_bytes=free_bytes) is is_full

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from typing import Any
+
+from safetensors import SafetensorError
 
 from workers.training.failures import DiskFull
 from workers.training.plan import TrainingPlan
@@ -37,3 +40,13 @@ def check_room(model: Any, plan: TrainingPlan) -> None:
             needed_bytes=needed,
             free_bytes=free,
         )
+
+
+def is_disk_full(error: BaseException, *, free_bytes: int) -> bool:
+    """Say whether a write failed because the disk had no room, of which `free_bytes` are left.
+
+    The writers of safetensors and torch raise errors of their own, and torch's does not name the cause.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, SafetensorError | RuntimeError) and free_bytes < SPARE_BYTES

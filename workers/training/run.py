@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gistmill.errors import GistmillError
@@ -24,7 +25,7 @@ from workers.training.plan import TrainingPlan
 from workers.training.preparing import count_parameters, precision_of, prepare, restore_weights
 from workers.training.pulse import Pulse
 from workers.training.result import publish
-from workers.training.room import check_room
+from workers.training.room import check_room, is_disk_full
 from workers.training.scoring import Evaluator
 from workers.training.timetable import Schedule
 from workers.training.trainer import StepTrainer, Surroundings
@@ -46,14 +47,12 @@ def run(plan: TrainingPlan, send: Send, should_stop: ShouldStop) -> Ending:
         return Halted(halt.step, halt.directory)
     except GistmillError as error:
         return Failed(error.code, error.message)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return Failed(DiskFull.code, f"The disk is full: {error.strerror}. Make room, or keep fewer checkpoints.")
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return Failed(TrainingOutOfMemory.code, "The device has no memory for the model and its optimizer. Try LoRA.")
+    except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return Failed(TrainingOutOfMemory.code, "The device has no memory for the model and its optimizer. Try LoRA.")
+        if is_disk_full(error, free_bytes=shutil.disk_usage(plan.work_dir).free):
+            return Failed(DiskFull.code, "The disk became full during the run. Make room, or keep fewer checkpoints.")
+        raise
 
 
 @dataclass(frozen=True)
