@@ -34,6 +34,7 @@ from workers.engine.loading import load_engine
 from workers.engine.transformers import TransformersEngine
 from workers.residence import Residence, Ticker
 
+SHORT = GREEDY.model_copy(update={"max_new_tokens": 16})
 PROMPTS = prompts_of(dialogues(6, most_words=18))
 FIRST, SECOND = "1" * 64, "2" * 64
 # Every linear layer of a T5 that an adapter may change, its own output layer too.
@@ -58,14 +59,14 @@ def adapted_dirs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
-def load(directory: Path, precision: Precision = "float32") -> TransformersEngine:
-    engine = load_engine("transformers", directory, device="cpu", precision=precision, batch_tokens=50)
+def load(directory: Path, precision: Precision = "float32", *, batch_tokens: int = 400) -> TransformersEngine:
+    engine = load_engine("transformers", directory, device="cpu", precision=precision, batch_tokens=batch_tokens)
     assert isinstance(engine, TransformersEngine)
     return engine
 
 
 def texts(engine: Engine) -> dict[int, Outcome]:
-    return complete(engine, PROMPTS)
+    return complete(engine, PROMPTS, SHORT)
 
 
 def alone(base: Path, digest: str, directory: Path) -> dict[int, Outcome]:
@@ -102,14 +103,14 @@ def test_each_adapter_writes_what_it_writes_alone_and_the_base_stays_the_base(
 
 
 def test_adapters_take_turns_between_micro_batches(base: Path, adapted_dirs: dict[str, Path]) -> None:
-    engine = load(base)
+    engine = load(base, batch_tokens=50)
     for digest, directory in adapted_dirs.items():
         engine.add_adapter(digest, directory)
     sources = {"plain": engine, FIRST: engine.adapted(FIRST), SECOND: engine.adapted(SECOND)}
     wanted = {name: texts(source) for name, source in sources.items()}
 
     running = {
-        name: source.generate(PROMPTS, GREEDY, max_input_tokens=2048, on_overflow="fail", should_stop=lambda: False)
+        name: source.generate(PROMPTS, SHORT, max_input_tokens=2048, on_overflow="fail", should_stop=lambda: False)
         for name, source in sources.items()
     }
     seen: dict[str, dict[int, Outcome]] = {name: {} for name in sources}
@@ -141,7 +142,7 @@ def test_adapters_run_with_beams_and_sampling(base: Path, adapted_dirs: dict[str
 
 @pytest.mark.parametrize("digest", [FIRST, SECOND])
 def test_merged_and_unmerged_agree(base: Path, adapted_dirs: dict[str, Path], digest: str, tmp_path: Path) -> None:
-    converting.run_merge(base, adapted_dirs[digest], tmp_path)
+    convert.merge(base, adapted_dirs[digest], tmp_path)
     engine = load(base)
     engine.add_adapter(digest, adapted_dirs[digest])
     merged = load_model(tmp_path, device="cpu", precision="float32").model
@@ -222,7 +223,7 @@ def test_adapter_that_peft_saved_is_let_in_and_writes_what_peft_writes(base: Pat
     engine = load(store.get(digest))
     engine.add_adapter(manifest.digest, store.get(manifest.digest))
     tokens = loaded.tokenizer(PROMPTS[3].text, return_tensors="pt")
-    written = tuned.generate(**tokens, max_new_tokens=GREEDY.max_new_tokens, do_sample=False)[0, 1:]
+    written = tuned.generate(**tokens, max_new_tokens=SHORT.max_new_tokens, do_sample=False)[0, 1:]
 
     outcome = texts(engine.adapted(manifest.digest))[3]
     assert isinstance(outcome, Completion)
