@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-finetune test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration bench-training soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -65,6 +65,9 @@ bench-orchestration: ITEMS ?= 1000000
 bench-orchestration: DATABASE ?= both
 bench-orchestration: $(STAMP) ## Measure what Gistmill itself costs, beside plain Celery (over half an hour)
 	$(BIN)/python -m benchmarks.orchestration --items $(ITEMS) --database $(DATABASE)
+
+bench-training: $(STAMP) ## Measure training beside the notebook's recipe and a plain Trainer (quiet machine, about forty minutes)
+	$(BIN)/python -m benchmarks.training $(if $(DATA),--data $(DATA))
 
 soak: MINUTES ?= 10
 soak: DATABASE ?= sqlite

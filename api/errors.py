@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gistmill.errors import Detail, GistmillError, InvalidInput, InvalidSpec, NotFound, Unauthorized
+from gistmill.states import JobKind
 
 log = structlog.get_logger(__name__)
 
@@ -124,13 +126,21 @@ def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
         Detail(
             found["type"],
             str(found["msg"]).removeprefix("Value error, "),
-            pointer="/" + "/".join(str(part) for part in found["loc"][1 if found["loc"][0] == "body" else 0 :]),
+            pointer=_pointer(found["loc"]),
         )
         for found in error.errors()
     ]
     kind = InvalidSpec if request.url.path == "/v1/jobs" and request.method == "POST" else InvalidInput
     message = f"The request cannot be carried out as written: {details[0].pointer}: {details[0].message}."
     return _respond(kind(message, details=details), request.scope[REQUEST_ID])
+
+
+def _pointer(place: Sequence[str | int]) -> str:
+    """Return where in a body, or which parameter; the name of the job's kind stands in no body."""
+    parts = list(place[1:] if place[0] == "body" else place)
+    if place[0] == "body" and parts and parts[0] in set(JobKind):
+        parts = parts[1:]
+    return "/" + "/".join(map(str, parts))
 
 
 def _on_http_exception(request: Request, error: Exception) -> JSONResponse:

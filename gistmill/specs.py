@@ -191,8 +191,10 @@ def _kind_of(body: Any) -> str:
     return str(kind)
 
 
+NO_SUCH_KIND = "there is no such kind of job; there are summarize and finetune"
 JobSpec = Annotated[
-    Annotated[SummarizeSpec, Tag("summarize")] | Annotated[FinetuneSpec, Tag("finetune")], Discriminator(_kind_of)
+    Annotated[SummarizeSpec, Tag("summarize")] | Annotated[FinetuneSpec, Tag("finetune")],
+    Discriminator(_kind_of, custom_error_type="unknown_kind", custom_error_message=NO_SUCH_KIND),
 ]
 
 

@@ -52,6 +52,9 @@ class Courier:
             reason = refusal.message if refusal is not None else ""
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             reason = str(error) or type(error).__name__
+        except FileNotFoundError:
+            # The child has written newer ones meanwhile and let this one go.
+            reason = "it is not the newest any more"
         if reason:
             log.warning("checkpoint_not_sent", job_id=job_id, step=step, reason=reason)
             return False

@@ -166,6 +166,19 @@ def test_api_that_does_not_answer_costs_only_the_copy(claim: Claim, tmp_path: Pa
         Courier(url, TOKEN, every_s=0).fetch(claim.job_id, tmp_path, newer_than=-1, tick=lambda: None)
 
 
+def test_checkpoint_that_is_pruned_while_it_is_sent_is_not_kept(database: Database, claim: Claim, tmp_path: Path) -> None:
+    source = make_files(tmp_path / "checkpoint", state="s" * 2_000_000, weights="w")
+    with listening_api(database, api_settings(tmp_path / "api")) as api:
+        courier = Courier(str(api.base_url), TOKEN, every_s=0)
+        gone = (source / "weights").unlink
+        sent = courier.send(
+            source, job_id=claim.job_id, step=3, chunk_key=claim.chunk_key, epoch=claim.epoch,
+            tick=lambda: gone(missing_ok=True), is_last=True,
+        )  # fmt: skip
+        assert not sent
+        assert api.get(f"/v1/jobs/{claim.job_id}/checkpoints").json() == []
+
+
 def send(courier: Courier, source: Path, claim: Claim, step: int, *, is_last: bool) -> bool:
     return courier.send(
         source, job_id=claim.job_id, step=step, chunk_key=claim.chunk_key, epoch=claim.epoch, tick=lambda: None, is_last=is_last

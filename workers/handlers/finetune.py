@@ -23,11 +23,12 @@ from gistmill.db.claim import Claim
 from gistmill.db.models import find_digest
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs
-from gistmill.errors import JobEnded, LeaseLost, Stalled, TrainingFailed
+from gistmill.errors import GistmillError, InvalidInput, JobEnded, LeaseLost, ModelError, Stalled, TrainingFailed
 from gistmill.faults import point
 from gistmill.settings import WorkerSettings
 from gistmill.specs import FinetuneSpec
 from gistmill.states import JobState
+from gistmill.transport import error_classes
 from workers.checkpoints import Courier, newest_step
 from workers.handlers.base import Lease
 from workers.handlers.training_curve import Curve
@@ -47,10 +48,8 @@ CHECKPOINT_EVERY = 100
 # What decides nothing about the weights, or is named elsewhere in the lineage.
 NOT_LINEAGE = {"kind", "dataset", "model", "name", "select", "validation", "prompt", "labels", "priority"}
 GONE = (JobState.COMPLETED, JobState.CANCELLED)
-FAILURES = {
-    "unknown_targets": errors.UnknownTargets,
-    "loss_not_finite": errors.LossNotFinite,
-    "disk_full": errors.DiskTooSmall,
+FAILURES: dict[str, type[GistmillError]] = {
+    "invalid_rows": errors.InvalidDataset,
     "out_of_memory": errors.TrainingOutOfMemory,
 }
 METRICS = {"loss": "loss", "rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
@@ -161,7 +160,7 @@ class FinetuneHandler:
         """Note what an event says; return the directory of the result when it is there."""
         if isinstance(event, Failed):
             curve.flush()
-            raise FAILURES.get(event.code, TrainingFailed)(event.message)
+            raise _as_error(event)
         curve.add(event)
         if isinstance(event, Checkpointed | Finished | Halted):
             curve.flush(is_saved=True)
@@ -245,6 +244,12 @@ class FinetuneHandler:
             "kind": "adapter" if spec.method == "lora" else "model",
             "base_digest": claim.model_digest if spec.method == "lora" else None,
         }
+
+
+def _as_error(event: Failed) -> GistmillError:
+    """Return the error that fails the job: the child knows its code, and only causes that hold for the whole job."""
+    kind = FAILURES.get(event.code) or error_classes().get(event.code, TrainingFailed)
+    return (kind if issubclass(kind, ModelError | InvalidInput) else TrainingFailed)(event.message)
 
 
 def _earlier(work: Path) -> tuple[Path, ...]:
