@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "demo-data"
 BASE = "gist-tiny-base"
-TRAINING_ROWS, HELD_OUT_ROWS = 1_500, 60
+TRAINING_ROWS, HELD_OUT_ROWS = 3_200, 60
 KILL_AT_STEP = 30
 CHECKPOINT_EVERY = 20
 SHOWN = 3
@@ -48,11 +48,11 @@ def main() -> int:
             model=BASE,
             method="lora",
             rank=16,
-            alpha=32,
+            alpha=16,
             targets=("q", "v"),
-            epochs=6,
-            learning_rate=5e-3,
-            batch_size=16,
+            epochs=1,
+            learning_rate=1e-2,
+            batch_size=32,
             checkpoint_every=CHECKPOINT_EVERY,
             seed=int(time.time()) % 2**31,
         )
