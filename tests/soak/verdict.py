@@ -121,9 +121,10 @@ def find_impossible_rows(stage: Stage) -> list[str]:
     key = (generations.c.recipe_key, generations.c.dialogue_key, generations.c.draw)
     doubled = select(func.count()).select_from(select(*key).group_by(*key).having(func.count() > 1).subquery())
     of_row = and_(dataset_rows.c.dataset_key == jobs.c.dataset_key, dataset_rows.c.row_number == results.c.row_number)
+    made = results.join(generations, generations.c.key == results.c.generation_key)
     strangers = (
         select(func.count())
-        .select_from(results.join(jobs, jobs.c.key == results.c.job_key).join(dataset_rows, of_row).join(generations))
+        .select_from(made.join(jobs, jobs.c.key == results.c.job_key).join(dataset_rows, of_row))
         .where((generations.c.dialogue_key != dataset_rows.c.dialogue_key) | (generations.c.recipe_key != jobs.c.recipe_key))
     )
     counted = {
