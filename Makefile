@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-finetune test check faults hosts coverage docs train-gist-tiny bench-faults bench-poison bench-orchestration bench-training soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune test check faults hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -52,6 +52,10 @@ docs: $(STAMP) ## Write the generated reference pages anew
 train-gist-tiny: $(STAMP) ## Train the built-in model again and check it (about ten minutes)
 	$(BIN)/python scripts/train_gist_tiny.py
 	$(BIN)/python scripts/check_gist_tiny.py
+
+train-gist-tiny-base: $(STAMP) ## Train the built-in base for tuning again and check how far tuning lifts it (about fifteen minutes)
+	$(BIN)/python -m scripts.train_gist_tiny_base
+	$(BIN)/python -m scripts.check_gist_tiny_base
 
 bench-faults: $(STAMP) ## Measure what a fault point costs when it is off
 	$(BIN)/python -m benchmarks.fault_points
