@@ -10,18 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.deps import Service
 from gistmill.db import models as model_rows
 from gistmill.db.models import Lease, ModelVersion
-from gistmill.errors import Conflict, InvalidInput, LeaseLost, ModelUnavailable, UnknownModel, UnsupportedModel
+from gistmill.errors import InvalidInput, ModelUnavailable, UnknownModel, UnsupportedModel
 from gistmill.views import ModelView
 from models_store import catalog, importing, merging, names
 from models_store import manifest as manifests
 from models_store.manifest import FileEntry, Manifest
-
-
-class NotYourChunk(Conflict):
-    """Another worker owns the chunk now, or nobody does: nothing was written."""
-
-    # The code of gistmill.errors.LeaseLost, which a worker's transport makes of it again.
-    code = "lease_lost"
 
 
 class MadeByJob(BaseModel):
@@ -88,7 +81,7 @@ def add_from_job(service: Service, directory: Path, *, name: str, job: MadeByJob
     """Turn the files that a worker made into a version of the name, once per job.
 
     Raises:
-        NotYourChunk: the worker lost the chunk under which it made them.
+        LeaseLost: the worker lost the chunk under which it made them.
         ModelError: the files cannot be used as a model or an adapter.
     """
     base_digest = job.base_digest if job.kind == "adapter" else None
@@ -100,21 +93,18 @@ def add_from_job(service: Service, directory: Path, *, name: str, job: MadeByJob
     manifest = importing.import_directory(
         service.store, directory, label=f"The result of {job.job_id}", base_digest=base_digest, made_by=vars(lease)
     )
-    try:
-        return model_rows.register_for_job(
-            service.database,
-            service.tenant_key,
-            manifest.model_dump(mode="json"),
-            lease,
-            name=names.check_name(name),
-            digest=manifest.digest,
-            weight_bytes=manifest.weight_bytes,
-            kind=manifest.kind,
-            base_digest=manifest.base_digest,
-            lineage=job.lineage,
-        )
-    except LeaseLost as error:
-        raise NotYourChunk from error
+    return model_rows.register_for_job(
+        service.database,
+        service.tenant_key,
+        manifest.model_dump(mode="json"),
+        lease,
+        name=names.check_name(name),
+        digest=manifest.digest,
+        weight_bytes=manifest.weight_bytes,
+        kind=manifest.kind,
+        base_digest=manifest.base_digest,
+        lineage=job.lineage,
+    )
 
 
 def resolve(service: Service, reference: str) -> ModelVersion:

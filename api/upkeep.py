@@ -42,10 +42,11 @@ def tidy_up(service: Service) -> None:
 
 def _let_checkpoints_go(service: Service) -> None:
     """Remove the checkpoints of jobs that need them no more; a failed job may be taken up again within a day."""
+    untouched = set(service.shelf.jobs(untouched_s=STALE_UPLOAD_S))
     for job_id in list(service.shelf.jobs()):
         with service.database.read() as connection:
             state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
         is_over = state in (None, JobState.COMPLETED, JobState.CANCELLED)
-        if is_over or (state == JobState.FAILED and job_id in service.shelf.jobs(untouched_s=STALE_UPLOAD_S)):
+        if is_over or (state == JobState.FAILED and job_id in untouched):
             service.shelf.remove(job_id)
             log.info("checkpoints_removed", job_id=job_id)

@@ -95,11 +95,7 @@ class Client:
             InvalidInput: the data or the parameters cannot be used; nothing was queued.
         """
         source = find_source(data)
-        fields = {name: value for name, value in spec.items() if value is not None}
-        if source.select and fields.get("select"):
-            raise InvalidInput("Rows are selected twice: behind the data's name and by select. Keep one.")
-        if source.select:
-            fields["select"] = source.select
+        fields = _spec_fields(source, spec)
         fields["generation"] = {name: value for name, value in (generation or {}).items() if value is not None}
         parse_spec({"dataset": "checked-before-the-upload"} | fields)
         dataset = self._upload(source, columns)
@@ -123,11 +119,7 @@ class Client:
             InvalidInput: the data or the parameters cannot be used; nothing was queued.
         """
         source = find_source(data)
-        fields = {name: value for name, value in spec.items() if value is not None}
-        if source.select and fields.get("select"):
-            raise InvalidInput("Rows are selected twice: behind the data's name and by select. Keep one.")
-        if source.select:
-            fields["select"] = source.select
+        fields = _spec_fields(source, spec)
         if validation is not None:
             fields["validation"] = validation if isinstance(validation, float) else str(validation)
         checked = parse_finetune_spec({"dataset": "checked-before-the-upload"} | fields)
@@ -304,3 +296,11 @@ class Client:
                     yield block
 
         self.transport.upload("PUT", f"/v1/models/uploads/{upload}/files/{path.name}", blocks)
+
+
+def _spec_fields(source: DatasetSource, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that are given, with the rows that stand behind the data's name."""
+    fields = {name: value for name, value in spec.items() if value is not None}
+    if source.select and fields.get("select"):
+        raise InvalidInput("Rows are selected twice: behind the data's name and by select. Keep one.")
+    return fields | ({"select": source.select} if source.select else {})

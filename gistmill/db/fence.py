@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, and_, update
 
@@ -12,7 +12,19 @@ from gistmill.errors import LeaseLost
 from gistmill.states import ChunkState
 
 
-def owned_by(claim: Claim) -> ColumnElement[bool]:
+class Holder(Protocol):
+    """A claim, or what a worker sends of it with the files that it made."""
+
+    @property
+    def chunk_key(self) -> int:
+        """The chunk."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under which it was claimed."""
+
+
+def owned_by(claim: Holder) -> ColumnElement[bool]:
     """The condition on a chunk: it runs, and under this claim's epoch."""
     return and_(chunks.c.key == claim.chunk_key, chunks.c.epoch == claim.epoch, chunks.c.state == ChunkState.RUNNING)
 

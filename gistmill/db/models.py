@@ -14,13 +14,13 @@ from sqlalchemy.exc import IntegrityError
 
 from gistmill.db import references
 from gistmill.db.clock import db_now
+from gistmill.db.fence import owned_by
 from gistmill.db.model_views import view_of, views_of
 from gistmill.db.references import ADAPTER, HUB
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs, model_aliases, models
 from gistmill.errors import LeaseLost, NameTaken, UnknownJob, UnknownModel
 from gistmill.specs import digest_of
-from gistmill.states import ChunkState
 from gistmill.views import ModelView, Page
 
 __all__ = ["HUB", "ModelParts", "ModelVersion", "combined_digest", "find_digest", "get_model", "register", "resolve"]
@@ -236,13 +236,8 @@ def _check_lease(connection: Connection, tenant_key: int, lease: Lease) -> int:
     job_key = connection.scalar(select(jobs.c.key).where(jobs.c.tenant_key == tenant_key, jobs.c.id == lease.job_id))
     if job_key is None:
         raise UnknownJob(f"There is no job '{lease.job_id[:60]}'.")
-    is_owned = (
-        chunks.c.key == lease.chunk_key,
-        chunks.c.job_key == job_key,
-        chunks.c.epoch == lease.epoch,
-        chunks.c.state == ChunkState.RUNNING,
-    )
-    if connection.execute(update(chunks).where(*is_owned).values(progressed=True)).rowcount != 1:
+    owned = update(chunks).where(owned_by(lease), chunks.c.job_key == job_key)
+    if connection.execute(owned.values(progressed=True)).rowcount != 1:
         raise LeaseLost
     return int(job_key)
 
