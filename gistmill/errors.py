@@ -9,8 +9,9 @@ GistmillError
 │   └── QueryRefused        a SQL query asks for more than it may
 │       └── QueryTimeout        or for longer
 ├── NotFound
-│   ├── UnknownModel, UnknownPrompt, UnknownJob, UnknownDataset
+│   ├── UnknownModel, UnknownPrompt, UnknownJob, UnknownDataset, UnknownComparison
 ├── Conflict
+│   ├── DataMismatch            what is to be paired is not about the same data
 │   ├── NameTaken, AlreadyRunning, JobIsOver, JobNotOver, NothingToRetry, DatasetLoading
 │   ├── IdempotencyMismatch     the same key came with another body
 │   └── IdempotencyInProgress   the first request with this key has not ended
@@ -20,6 +21,8 @@ GistmillError
 │   ├── ModelUnreadable, UnsafeModel, DigestMismatch, UnsupportedModel
 │   └── TrainingFailed      or cannot be tuned as asked
 │       ├── UnknownTargets, LossNotFinite, DiskTooSmall, TrainingOutOfMemory
+├── EvaluationFailed        scores cannot be had as asked; holds for the whole job
+│   ├── UnknownMetric, MetricFailed, NothingToScore, DependencyFailed
 ├── ItemError               holds for one item; the job goes on
 │   ├── InputTooLong, DeviceOutOfMemory, GenerationFailed, WorkerCrashed, ChunkFailed
 ├── Unavailable             retrying is safe
@@ -137,10 +140,22 @@ class UnknownDataset(NotFound):
     code = "unknown_dataset"
 
 
+class UnknownComparison(NotFound):
+    """There is no such evaluation. List them with: gistmill compare list"""
+
+    code = "unknown_comparison"
+
+
 class Conflict(GistmillError):
     """The state of things does not allow this now."""
 
     code, http_status, exit_code = "conflict", 409, 6
+
+
+class DataMismatch(Conflict):
+    """The summaries or references to be paired are not about the same data."""
+
+    code = "data_mismatch"
 
 
 class NameTaken(Conflict):
@@ -267,6 +282,36 @@ class TrainingOutOfMemory(TrainingFailed):
     """The device has no memory for a batch of one row. Try --gradient-checkpointing or shorter inputs."""
 
     code = "training_out_of_memory"
+
+
+class EvaluationFailed(GistmillError):
+    """The evaluation cannot go on, and would end in the same way again."""
+
+    code, http_status = "evaluation_failed", 422
+
+
+class UnknownMetric(EvaluationFailed):
+    """There is no metric of this name. The operator puts modules into GISTMILL_WORKER__METRICS_DIR."""
+
+    code = "unknown_metric"
+
+
+class MetricFailed(EvaluationFailed):
+    """The metric module raised an error."""
+
+    code = "metric_failed"
+
+
+class NothingToScore(EvaluationFailed):
+    """No case is left that can be scored."""
+
+    code = "nothing_to_score"
+
+
+class DependencyFailed(EvaluationFailed):
+    """A job that this one needs has failed or was cancelled. Retry that one, and this one goes on."""
+
+    code = "dependency_failed"
 
 
 class ItemError(GistmillError):

@@ -82,6 +82,8 @@ class WorkerSettings(BaseModel):
     batch_tokens: NonNegativeInt = Field(0, description="Token budget of a batch. 0: chosen by device.")
     model_bytes: NonNegativeInt = Field(0, description="Memory for resident models, bytes. 0: chosen by device.")
     fake_seconds_per_row: NonNegativeFloat = Field(0.0, description="Delay of the fake engine, seconds per row.")
+    metrics_dir: Path | None = Field(None, description="Directory of further `evaluate` metric modules, one folder each.")
+    metric_stall_s: PositiveFloat = Field(300.0, description="Longest a metric module may take for a page, seconds.")
     pretend_gpus: str = Field("", description="JSON list of pretended GPUs, for tests and drills.")
     lock_dir: Path | None = Field(None, description="Directory of the GPU locks. Empty: one in the temporary folder.")
 

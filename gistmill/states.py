@@ -10,6 +10,7 @@ class JobKind(StrEnum):
 
     SUMMARIZE = "summarize"
     FINETUNE = "finetune"
+    EVALUATE = "evaluate"
 
 
 # The others have a result of another kind: a model, scores. Their one chunk fails with its job.

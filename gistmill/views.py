@@ -50,6 +50,7 @@ class JobView(View):
     chunks_left: int = 0
     waits_for: str | None = Field(None, description="Why nothing runs, when a reason is known.")
     training: dict[str, Any] | None = Field(None, description="Finetune jobs: parameters, steps, the last loss and speed.")
+    evaluation: dict[str, Any] | None = Field(None, description="Evaluate jobs: cases, and how many have ended.")
     produced: str | None = Field(None, description="Finetune jobs: the model version that was made, as a reference.")
     error: dict[str, Any] | None = None
     warnings: list[str] = []
@@ -75,6 +76,125 @@ class MetricView(View):
     rouge2: float | None = None
     rougel: float | None = None
     rougelsum: float | None = None
+
+
+class PromptView(View):
+    """A version of a prompt."""
+
+    name: str
+    version: int
+    digest: str
+    template: str = Field(description="With {dialogue} where the dialogue stands.")
+    is_built_in: bool = False
+    examples: list[dict[str, Any]] = Field([], description="The rows that it shows: row, id, dialogue, summary.")
+    dataset: str | None = Field(None, description="The dataset that they come from.")
+    created_at: datetime | None = None
+
+
+class RenderedPrompt(View):
+    """What a model reads for a row."""
+
+    prompt: str = Field(description="name@version")
+    row: int
+    id: str
+    text: str
+    tokens: list[str] | None = None
+    token_ids: list[int] | None = None
+    decoded: str | None = Field(None, description="The text that the tokens mean: the round trip.")
+    budget: int | None = Field(None, description="Most tokens of a prompt.")
+
+
+Levels = dict[str, tuple[float, float]]
+
+
+class MeanView(View):
+    """The mean of a measure over the cases, 0 to 1, with its interval; no interval for a single case."""
+
+    cases: int
+    precision: float | None = None
+    recall: float | None = None
+    fmeasure: float
+    low: float | None = Field(None, description="Lower limit at 95 %.")
+    high: float | None = Field(None, description="Upper limit at 95 %.")
+    levels: Levels = Field({}, description="Limits by level: 90, 95 and 99.")
+
+
+class CostView(View):
+    """What a tuned model cost."""
+
+    training_s: float | None = Field(None, description="Seconds of the finetune job from its first claim to its end.")
+    memory_bytes: int | None = Field(None, description="Most memory that the training used.")
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    artifact_bytes: int | None = Field(None, description="Bytes of the model's or adapter's weights.")
+
+
+class SystemView(View):
+    """One of those that are compared."""
+
+    name: str
+    model: str | None = Field(None, description="The model version that wrote its summaries.")
+    prompt: str | None = None
+    generation: dict[str, Any] = {}
+    job: str | None = Field(None, description="The job that made its summaries.")
+    column: str | None = Field(None, description="The column that held its summaries.")
+    cost: CostView | None = None
+    empty: int = Field(0, description="Scored cases whose summary is empty.")
+    scores: dict[str, MeanView] = Field({}, description="By measure, such as rougeLsum.")
+
+
+class PairView(View):
+    """Two systems on one measure: the system minus the baseline, 0 to 1."""
+
+    measure: str
+    system: str
+    baseline: str
+    cases: int
+    delta: float
+    low: float | None = None
+    high: float | None = None
+    levels: Levels = {}
+    p_value: float | None = Field(None, description="Two-sided, approximate randomization.")
+    p_adjusted: float | None = Field(None, description="After Holm, when more than two are compared.")
+    wins: int
+    ties: int
+    losses: int
+
+
+class ComparisonView(View):
+    """An evaluation as it stands."""
+
+    id: str = Field(description="The evaluate job.")
+    state: str
+    dataset: str
+    dataset_digest: str
+    select: str | None = None
+    baseline: str
+    measures: list[str] = []
+    cases: int = Field(0, description="Distinct dialogues of the job.")
+    ended: int = Field(0, description="Those that were scored or left out so far.")
+    counts: dict[str, int] = Field({}, description="scored, and what was left out: failed, example, trained, no_reference.")
+    systems: list[SystemView] = []
+    pairs: list[PairView] = []
+    signature: str = ""
+    notes: list[str] = Field([], description="What a reader of the figures must know.")
+    error: dict[str, Any] | None = None
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class CaseView(View):
+    """A case side by side: its dialogue, references, and every system's summary with its scores."""
+
+    cursor: str = Field(description="Ask for `after` this to go on behind it.")
+    row: int
+    id: str
+    outcome: str = Field(description="scored, failed, example, trained or no_reference")
+    dialogue: str
+    references: list[str] = []
+    summaries: dict[str, str | None] = {}
+    scores: dict[str, dict[str, float]] = Field({}, description="F-measure by system and measure.")
+    delta: float | None = Field(None, description="The system asked for minus the baseline, on the measure asked for.")
 
 
 class DatasetView(View):

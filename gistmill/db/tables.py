@@ -203,6 +203,8 @@ jobs = Table(
     _count("chunks"),
     _count("chunks_left"),
     _count("arrival"),
+    # The finetune job whose product this job will use: its model and recipe are filled in when that has ended.
+    Column("model_job_key", Key),
     # Finetune jobs: how far the training is, and what was found out before its first step.
     Column("training", JSON(none_as_null=True)),
     Column("error", JSON),
@@ -235,6 +237,7 @@ job_dependencies = Table(
     metadata,
     Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
     Column("needs_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Index("ix_job_dependencies_needs_key", "needs_key"),
 )
 
 # Ranks are first to last, both inside. The epoch fences writers and never falls.
@@ -343,6 +346,117 @@ training_metrics = Table(
     Column("chunk_key", Key, nullable=False),
     Column("lease_epoch", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
+)
+
+# A prompt of the user's own. Versions never change: recipes carry the digest. `examples` names the rows it was made from.
+prompts = Table(
+    "prompts",
+    metadata,
+    _key(),
+    _tenant(),
+    Column("name", String(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    # The text before and behind the dialogue: examples inside may hold anything.
+    Column("head", Text, nullable=False),
+    Column("tail", Text, nullable=False),
+    Column("examples", JSON, nullable=False),
+    Column("dataset_key", Key, ForeignKey("datasets.key")),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("tenant_key", "name", "version"),
+)
+
+# What an evaluate job found: how far it is, and once it has aggregated, its counts and its signature.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    _count("cases"),
+    _count("ended"),
+    Column("counts", JSON(none_as_null=True)),
+    Column("signature", JSON(none_as_null=True)),
+    Column("notes", JSON, nullable=False),
+    # The dataset whose metadata holds the summaries, when they were made elsewhere.
+    Column("predictions_key", Key, ForeignKey("datasets.key")),
+    Column("aggregated_at", Float),
+)
+
+# What an evaluation compares, the baseline as number 0: the summaries of a job, or a column of a file.
+evaluation_systems = Table(
+    "evaluation_systems",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("number", SmallInteger, primary_key=True, autoincrement=False),
+    Column("name", String(300), nullable=False),
+    Column("summaries_key", Key, ForeignKey("jobs.key")),
+    Column("column_name", String(300)),
+    UniqueConstraint("job_key", "name"),
+)
+
+# How each case of an evaluation ended. Its scores are written in the same transaction.
+evaluation_cases = Table(
+    "evaluation_cases",
+    metadata,
+    Column("job_key", Key, primary_key=True),
+    Column("dialogue_key", Key, primary_key=True),
+    Column("row_number", BigInteger, nullable=False),
+    Column("outcome", String(20), nullable=False),
+    # The numbers of the systems that have no summary of it, or an empty one.
+    Column("missing", JSON, nullable=False),
+    Column("empty", JSON, nullable=False),
+    Column("chunk_key", Key, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Index("ix_evaluation_cases_row", "job_key", "row_number"),
+)
+
+# Scores of a case as a whole, or of each of its rows when the rule is `each`; then row_number differs within a case.
+scores = Table(
+    "scores",
+    metadata,
+    Column("job_key", Key, primary_key=True),
+    Column("dialogue_key", Key, primary_key=True),
+    Column("row_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("system", SmallInteger, primary_key=True, autoincrement=False),
+    Column("measure", String(100), primary_key=True),
+    Column("precision", Float),
+    Column("recall", Float),
+    Column("fmeasure", Float, nullable=False),
+)
+
+# Means with their intervals; `levels` holds the limits at other levels than 95 %.
+score_means = Table(
+    "score_means",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("system", SmallInteger, primary_key=True, autoincrement=False),
+    Column("measure", String(100), primary_key=True),
+    Column("cases", BigInteger, nullable=False),
+    Column("precision", Float),
+    Column("recall", Float),
+    Column("fmeasure", Float, nullable=False),
+    Column("low", Float),
+    Column("high", Float),
+    Column("levels", JSON(none_as_null=True)),
+)
+
+# A pair of systems: the later minus the earlier, so that the baseline is what others are compared with.
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("measure", String(100), primary_key=True),
+    Column("system", SmallInteger, primary_key=True, autoincrement=False),
+    Column("baseline", SmallInteger, primary_key=True, autoincrement=False),
+    Column("cases", BigInteger, nullable=False),
+    Column("delta", Float, nullable=False),
+    Column("low", Float),
+    Column("high", Float),
+    Column("levels", JSON(none_as_null=True)),
+    Column("p_value", Float),
+    Column("p_adjusted", Float),
+    Column("wins", BigInteger, nullable=False),
+    Column("ties", BigInteger, nullable=False),
+    Column("losses", BigInteger, nullable=False),
 )
 
 # One row per process start; `kinds` and `resident` are lists of names and model digests.

@@ -55,7 +55,7 @@ _JOBS = SqlView(
     "WHERE TENANT(j.tenant_key)",
     _columns(
         ("job_id", "text", "j.id", "The job's id, job_…; later jobs have larger ids."),
-        ("kind", "text", "j.kind", "What the job does: summarize or finetune."),
+        ("kind", "text", "j.kind", "What the job does: summarize, finetune or evaluate."),
         ("state", "text", "j.state", "waiting, queued, running, cancelling, completed, failed or cancelled."),
         ("paused", "boolean", "j.paused", "Whether a pause is wished."),
         ("priority", "integer", "j.priority", "Higher runs first."),
@@ -206,6 +206,108 @@ _METRICS = SqlView(
     ),
 )
 
+# The rule `each` scores the rows of a case one by one, `max` and `mean` the case.
+_SCORES = SqlView(
+    "v_scores",
+    "One row per case, system and measure of an evaluation; per row under the rule `each`. Scores are 0 to 1.",
+    "FROM jobs j CROSS JOIN scores s "
+    "LEFT JOIN evaluation_systems y ON y.job_key = j.key AND y.number = s.system "
+    "LEFT JOIN dataset_rows i ON i.dataset_key = j.dataset_key AND i.row_number = s.row_number "
+    "WHERE TENANT(j.tenant_key) AND s.job_key = j.key",
+    _columns(
+        ("job_id", "text", "j.id", "The evaluate job."),
+        ("system", "text", "y.name", "What was scored: a model by its name in the job, or a column."),
+        ("row_number", "integer", "s.row_number", "The row, or the first row of the case, from 0."),
+        ("item_id", "text", "i.id", "That row's id."),
+        ("measure", "text", "s.measure", "rouge1, rouge2, rougeL, rougeLsum, or one of another metric."),
+        ("precision", "real", "s.precision", "Precision, or null where the measure has none."),
+        ("recall", "real", "s.recall", "Recall, or null where the measure has none."),
+        ("fmeasure", "real", "s.fmeasure", "F-measure, or the value of a measure that is one number."),
+    ),
+)
+
+_ROUGE = SqlView(
+    "v_rouge",
+    "One row per system and measure of an evaluation: the mean over its cases, with its interval.",
+    "FROM jobs j CROSS JOIN score_means s "
+    "LEFT JOIN evaluation_systems y ON y.job_key = j.key AND y.number = s.system "
+    "LEFT JOIN jobs w ON w.key = y.summaries_key AND w.tenant_key = j.tenant_key "
+    "LEFT JOIN models m ON m.key = w.model_key AND m.tenant_key = j.tenant_key "
+    "WHERE TENANT(j.tenant_key) AND s.job_key = j.key",
+    _columns(
+        ("job_id", "text", "j.id", "The evaluate job."),
+        ("system", "text", "y.name", "What was scored: a model by its name in the job, or a column."),
+        ("model", "text", _MODEL, "The model version that wrote the summaries, or null for a column."),
+        ("summaries_job_id", "text", "w.id", "The job that made the summaries, or null for a column."),
+        ("measure", "text", "s.measure", "rouge1, rouge2, rougeL, rougeLsum, or one of another metric."),
+        ("cases", "integer", "s.cases", "Cases, the witnesses of the interval."),
+        ("precision", "real", "s.precision", "Mean precision."),
+        ("recall", "real", "s.recall", "Mean recall."),
+        ("fmeasure", "real", "s.fmeasure", "Mean F-measure."),
+        ("low", "real", "s.low", "Lower limit of its 95 % interval; null for a single case."),
+        ("high", "real", "s.high", "Upper limit of its 95 % interval."),
+    ),
+)
+
+_COMPARISONS = SqlView(
+    "v_comparisons",
+    "One row per pair of systems and measure of an evaluation: system minus baseline.",
+    "FROM jobs j CROSS JOIN comparisons c "
+    "LEFT JOIN evaluation_systems y ON y.job_key = j.key AND y.number = c.system "
+    "LEFT JOIN evaluation_systems b ON b.job_key = j.key AND b.number = c.baseline "
+    "WHERE TENANT(j.tenant_key) AND c.job_key = j.key",
+    _columns(
+        ("job_id", "text", "j.id", "The evaluate job."),
+        ("measure", "text", "c.measure", "rouge1, rouge2, rougeL, rougeLsum, or one of another metric."),
+        ("system", "text", "y.name", "The one that is compared."),
+        ("baseline", "text", "b.name", "The one that it is compared with."),
+        ("cases", "integer", "c.cases", "Cases that both have."),
+        ("delta", "real", "c.delta", "Difference of the mean F-measures, -1 to 1."),
+        ("low", "real", "c.low", "Lower limit of its 95 % interval, paired bootstrap."),
+        ("high", "real", "c.high", "Upper limit of its 95 % interval."),
+        ("p_value", "real", "c.p_value", "Two-sided p-value of approximate randomization."),
+        ("p_adjusted", "real", "c.p_adjusted", "The same after Holm over the pairs, when more than two are compared."),
+        ("wins", "integer", "c.wins", "Cases in which the system scores higher."),
+        ("ties", "integer", "c.ties", "Cases in which both score the same."),
+        ("losses", "integer", "c.losses", "Cases in which the baseline scores higher."),
+    ),
+)
+
+_SIDE_BY_SIDE = SqlView(
+    "v_side_by_side",
+    "One row per case and system of an evaluation: the summary beside the dialogue and its references.",
+    "FROM jobs j CROSS JOIN evaluation_cases c CROSS JOIN evaluation_systems y "
+    "LEFT JOIN evaluations e ON e.job_key = j.key "
+    "LEFT JOIN dataset_rows i ON i.dataset_key = j.dataset_key AND i.row_number = c.row_number "
+    "LEFT JOIN dialogues t ON t.key = c.dialogue_key AND t.tenant_key = j.tenant_key "
+    "LEFT JOIN results r ON r.job_key = y.summaries_key AND r.row_number = c.row_number "
+    "LEFT JOIN generations g ON g.key = r.generation_key "
+    "LEFT JOIN dataset_rows p ON p.dataset_key = e.predictions_key AND p.row_number = c.row_number "
+    "LEFT JOIN scores s1 ON s1.job_key = j.key AND s1.dialogue_key = c.dialogue_key AND s1.row_number = c.row_number "
+    "AND s1.system = y.number AND s1.measure = 'rouge1' "
+    "LEFT JOIN scores s2 ON s2.job_key = j.key AND s2.dialogue_key = c.dialogue_key AND s2.row_number = c.row_number "
+    "AND s2.system = y.number AND s2.measure = 'rouge2' "
+    "LEFT JOIN scores s3 ON s3.job_key = j.key AND s3.dialogue_key = c.dialogue_key AND s3.row_number = c.row_number "
+    "AND s3.system = y.number AND s3.measure = 'rougeL' "
+    "LEFT JOIN scores s4 ON s4.job_key = j.key AND s4.dialogue_key = c.dialogue_key AND s4.row_number = c.row_number "
+    "AND s4.system = y.number AND s4.measure = 'rougeLsum' "
+    "WHERE TENANT(j.tenant_key) AND c.job_key = j.key AND y.job_key = j.key",
+    _columns(
+        ("job_id", "text", "j.id", "The evaluate job."),
+        ("row_number", "integer", "c.row_number", "The first row of the case, from 0."),
+        ("item_id", "text", "i.id", "That row's id."),
+        ("outcome", "text", "c.outcome", "scored, failed, example, trained or no_reference."),
+        ("system", "text", "y.name", "Whose summary it is."),
+        ("dialogue", "text", "t.text", "The dialogue."),
+        ("reference_summaries", "JSON", 'i."references"', "The references of that row."),
+        ("summary", "text", "COALESCE(g.summary, p.metadata -> 'predictions' ->> y.column_name)", "The summary."),
+        ("rouge_1", "real", "s1.fmeasure", "ROUGE-1 F of the case; of that row under the rule each."),
+        ("rouge_2", "real", "s2.fmeasure", "ROUGE-2 F."),
+        ("rouge_l", "real", "s3.fmeasure", "ROUGE-L F."),
+        ("rouge_lsum", "real", "s4.fmeasure", "ROUGE-Lsum F."),
+    ),
+)
+
 _WORKERS = SqlView(
     "v_workers",
     "One row per worker process. A job is named only to its own tenant.",
@@ -227,7 +329,7 @@ _WORKERS = SqlView(
     ),
 )
 
-VIEWS = (_JOBS, _SUMMARIES, _ERRORS, _DATASETS, _MODELS, _METRICS, _WORKERS)
+VIEWS = (_JOBS, _SUMMARIES, _ERRORS, _SCORES, _ROUGE, _COMPARISONS, _SIDE_BY_SIDE, _DATASETS, _MODELS, _METRICS, _WORKERS)
 
 
 def postgresql_views() -> list[str]:
