@@ -18,6 +18,7 @@ from gistmill.views import DatasetView, Page
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 LONGEST_NAME = 300
+COLUMN = "MEANING=COLUMN, such as dialogue=transcript; predictions=COLUMN1,COLUMN2 hold summaries made elsewhere."
 THERE_ALREADY: dict[int | str, dict[str, Any]] = {200: {"description": "The same rows were there already."}}
 
 
@@ -31,7 +32,7 @@ class HubDataset(BaseModel):
     )
     split: str | None = Field(None, min_length=1, max_length=100)
     name: str | None = Field(None, min_length=1, max_length=LONGEST_NAME)
-    column: list[str] = []
+    column: list[str] = Field([], description=COLUMN)
 
 
 @router.post("", status_code=201, responses=THERE_ALREADY)
@@ -42,7 +43,7 @@ async def upload_dataset(
     filename: Annotated[str, Query(max_length=300)] = "upload",
     name: Annotated[str | None, Query(min_length=1, max_length=LONGEST_NAME)] = None,
     format: Format | None = None,
-    column: Annotated[list[str] | None, Query(description="meaning=column, such as dialogue=transcript.")] = None,
+    column: Annotated[list[str] | None, Query(description=COLUMN)] = None,
 ) -> DatasetView:
     """Store the rows of a file whose bytes are the request's body; the same rows are stored once."""
     limit_bytes = service.settings.api.max_upload_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -12,6 +12,7 @@ from typing import IO, Any, Literal
 from gistmill.client.download import download, nothing
 from gistmill.client.job import Job
 from gistmill.errors import ApiUnreachable, InvalidInput
+from gistmill.ingest.mapping import write_mapping
 from gistmill.local import Stack, join_stack
 from gistmill.settings import Settings, load_settings
 from gistmill.sources import DatasetSource, find_source
@@ -142,6 +143,29 @@ class Client:
         if source.select:
             raise InvalidInput("A dataset is added whole; select rows when you summarize it.")
         return self.get_dataset(self._upload(source, columns, name=name))
+
+    def add_predictions(
+        self,
+        source: str | Path | IO[bytes],
+        *,
+        columns: Sequence[str],
+        references: Sequence[str] = (),
+        case: str | None = None,
+        name: str | None = None,
+    ) -> DatasetView:
+        """Upload summaries made elsewhere and return their dataset: each of `columns` holds one system's.
+
+        `references` are the columns of what people wrote, by default those of the usual names; a file without any can be scored
+        beside another dataset. `case` is the column that tells which rows share a dialogue; without it no two do.
+
+        Raises:
+            InvalidInput: the columns contradict each other, one is missing, or a row cannot be used; nothing was kept.
+        """
+        found = find_source(source)
+        if found.select:
+            raise InvalidInput("Predictions are added whole; select rows when you score them.")
+        mapping = write_mapping(predictions=columns, references=references, dialogue=case)
+        return self.get_dataset(self._upload(found, mapping, name=name))
 
     def get_dataset(self, name: str) -> DatasetView:
         """Return a dataset by id or name."""

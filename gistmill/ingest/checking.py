@@ -41,22 +41,33 @@ def check(record: Record, columns: Columns, *, number: int, max_text_bytes: int)
             number,
             record.line,
             _id(values, columns.id, record.line),
-            _dialogue(values, columns.dialogue, max_text_bytes),
+            _case(values, columns, number, max_text_bytes),
             _references(values, columns.references),
-            _metadata(values, columns),
+            _metadata(values, columns) | _predictions(values, columns.predictions, max_text_bytes),
         )
     except _Wrong as error:
         return Detail(error.code, error.message, line=record.line)
 
 
-def _dialogue(values: dict[str, Any], column: str, max_bytes: int) -> str:
-    text = values[column]
+def _case(values: dict[str, Any], columns: Columns, number: int, max_bytes: int) -> str:
+    """Return what the rows of a case share: the dialogue, or with predictions whatever text or whole number stands for it.
+
+    Where nothing tells the cases apart it is "row N" with the number of the row from 0, which no other row of the file has.
+    """
+    if columns.dialogue is None:
+        return f"row {number}"
+    value = values[columns.dialogue]
+    if columns.predictions and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _dialogue(value, columns.dialogue, max_bytes)
+
+
+def _dialogue(text: Any, column: str, max_bytes: int) -> str:
     if not isinstance(text, str):
         raise _Wrong("wrong_type", f"'{column}' must be text, not {_kind(text)}")
     if not text.strip():
         raise _Wrong("empty_dialogue", f"'{column}' is empty")
-    # A character is four bytes at most: few texts must be encoded to be measured.
-    if 4 * len(_text(text, column)) > max_bytes and len(text.encode()) > max_bytes:
+    if _is_longer(_text(text, column), max_bytes):
         raise _Wrong("dialogue_too_long", f"'{column}' is longer than {max_bytes} bytes")
     return text
 
@@ -84,12 +95,42 @@ def _references(values: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, 
     for column in columns:
         value = values.get(column)
         for text in value if isinstance(value, list) else [value]:
-            if text is None or text == "":
+            if _is_missing(text):
                 continue
             if not isinstance(text, str):
                 raise _Wrong("wrong_type", f"'{column}' must be text or a list of texts, not {_kind(text)}")
             found.append(_text(text, column))
     return tuple(found)
+
+
+def _predictions(values: dict[str, Any], columns: tuple[str, ...], max_bytes: int) -> dict[str, Any]:
+    """Return the summaries made elsewhere as a piece of metadata that its limit does not hold for; empty without any.
+
+    A summary that is missing is empty. Of another column called 'predictions' nothing is kept.
+    """
+    if not columns:
+        return {}
+    return {"predictions": {column: _prediction(values.get(column), column, max_bytes) for column in columns}}
+
+
+def _prediction(text: Any, column: str, max_bytes: int) -> str:
+    if _is_missing(text):
+        return ""
+    if not isinstance(text, str):
+        raise _Wrong("wrong_type", f"'{column}' must be text, not {_kind(text)}")
+    if _is_longer(_text(text, column), max_bytes):
+        raise _Wrong("prediction_too_long", f"'{column}' is longer than {max_bytes} bytes")
+    return text
+
+
+def _is_missing(value: Any) -> bool:
+    # pandas writes NaN for a text that is missing, and only NaN differs from itself.
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _is_longer(text: str, max_bytes: int) -> bool:
+    # A character is four bytes at most: few texts must be encoded to be measured.
+    return 4 * len(text) > max_bytes and len(text.encode()) > max_bytes
 
 
 def _metadata(values: dict[str, Any], columns: Columns) -> dict[str, Any]:

@@ -63,7 +63,19 @@ class _Broken(Exception):
 
 
 def read(path: Path, *, max_line_bytes: int) -> Iterator[Record | Detail]:
-    """Yield a record for each row, or what is wrong with it; a row may be as long as a line may. Memory is bounded.
+    """Yield a record for each row that is not blank, or what is wrong with it; a row may be as long as a line may.
+
+    Memory is bounded.
+
+    Raises:
+        InvalidDataset: the header names two columns alike.
+    """
+    rows = read_all(path, max_line_bytes=max_line_bytes)
+    return (row for row in rows if isinstance(row, Detail) or any(value.strip() for value in row.values.values()))
+
+
+def read_all(path: Path, *, max_line_bytes: int) -> Iterator[Record | Detail]:
+    """Yield what `read` does, and a record for each row whose fields are all blank; only an empty line is no row.
 
     Raises:
         InvalidDataset: the header names two columns alike.
@@ -90,12 +102,11 @@ def _read(lines: _Lines) -> Iterator[Record | Detail]:
         raise InvalidDataset(f"Line {lines.line}: the header {what}. Give each column its own name.")
     lines.begin_row()
     for values in reader:
-        if any(value.strip() for value in values):
-            if len(values) == len(names):
-                yield Record(lines.begins_at, dict(zip(names, values, strict=True)))
-            else:
-                wrong = f"{len(values)} fields, but the header has {len(names)}"
-                yield Detail("wrong_field_count", wrong, line=lines.begins_at)
+        if len(values) == len(names):
+            yield Record(lines.begins_at, dict(zip(names, values, strict=True)))
+        elif any(value.strip() for value in values):
+            wrong = f"{len(values)} fields, but the header has {len(names)}"
+            yield Detail("wrong_field_count", wrong, line=lines.begins_at)
         lines.begin_row()
 
 

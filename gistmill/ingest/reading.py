@@ -14,7 +14,7 @@ from gistmill.ingest import delimited, jsonl, parquet
 from gistmill.ingest.checking import check
 from gistmill.ingest.duplicates import SeenIds
 from gistmill.ingest.formats import Format, detect_format, misnamed, refuse_foreign
-from gistmill.ingest.mapping import Columns, Mapping, describe, find_convention, require_chosen, resolve
+from gistmill.ingest.mapping import Columns, Mapping, describe, find_convention, free_of, require_chosen, resolve
 from gistmill.ingest.rows import Record, Row
 
 __all__ = ["MAX_LINE_BYTES", "Format", "Scan", "detect_format", "read_rows", "scan"]
@@ -30,6 +30,8 @@ READERS: dict[Format, Callable[..., Iterator[Record | Detail]]] = {
     Format.CSV: delimited.read,
     Format.PARQUET: parquet.read,
 }
+# Predictions may stand row by row beside other data, so that a row without any must not move the rest up.
+PREDICTION_READERS = READERS | {Format.CSV: delimited.read_all}
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,13 @@ class _Pass:
     def __iter__(self) -> Iterator[Row | Detail]:
         layouts = _Layouts(self.mapping)
         number = 0
-        for record in READERS[self.format](self.path, max_line_bytes=self.max_line_bytes):
+        readers = PREDICTION_READERS if self.mapping.predictions else READERS
+        for record in readers[self.format](self.path, max_line_bytes=self.max_line_bytes):
             if isinstance(record, Detail):
                 yield record
                 continue
             # Only the lines of JSON Lines differ in what they name; of the others one row tells all.
-            if not layouts.first and self.format != Format.JSONL:
+            if layouts.first is None and self.format != Format.JSONL:
                 require_chosen(self.mapping, list(record.values))
             columns = layouts.find(record)
             if columns is None:
@@ -123,7 +126,7 @@ class _Pass:
             row = check(record, columns, number=number, max_text_bytes=self.max_line_bytes)
             number += isinstance(row, Row)
             yield row
-        if layouts.first:
+        if layouts.first is not None:
             require_chosen(self.mapping, [*layouts.first, *layouts.chosen])
 
 
@@ -137,7 +140,7 @@ class _Layouts:
         self._mapping = mapping
         self._known: dict[tuple[str, ...], Columns] = {}
         self._convention: str | None = None
-        self.first: tuple[str, ...] = ()
+        self.first: tuple[str, ...] | None = None
         self.chosen: set[str] = set()
 
     def find(self, record: Record) -> Columns | None:
@@ -146,13 +149,13 @@ class _Layouts:
         if names in self._known:
             return self._known[names]
         try:
-            self._convention = self._convention or find_convention(names)
+            self._convention = self._convention or find_convention(free_of(self._mapping, names))
             columns = resolve(self._mapping, names, convention=self._convention)
         except InvalidDataset as error:
-            if self.first:
+            if self.first is not None:
                 return None
             raise InvalidDataset(error.message, details=[Detail("missing_column", error.message, line=record.line)]) from error
-        self.first = self.first or names
+        self.first = names if self.first is None else self.first
         self.chosen.update(set(names).intersection(self._mapping.chosen))
         if len(self._known) < KEPT_LAYOUTS:
             self._known[names] = columns

@@ -174,7 +174,7 @@ def _batches(rows: Iterable[LoadableRow]) -> Iterator[list[LoadableRow]]:
     batch: list[LoadableRow] = []
     characters = 0
     for row in rows:
-        size = len(row.dialogue) + sum(len(reference) for reference in row.references)
+        size = _characters(row)
         if batch and (len(batch) == BATCH_ROWS or characters + size > BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
@@ -182,6 +182,13 @@ def _batches(rows: Iterable[LoadableRow]) -> Iterator[list[LoadableRow]]:
         characters += size
     if batch:
         yield batch
+
+
+def _characters(row: LoadableRow) -> int:
+    """Return the length of the texts that may be long: dialogue, references, and summaries made elsewhere."""
+    predictions = row.metadata.get("predictions")
+    texts = predictions.values() if isinstance(predictions, dict) else ()
+    return len(row.dialogue) + sum(map(len, row.references)) + sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _is_any_abandoned(database: Database) -> bool:
