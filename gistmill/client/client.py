@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from gistmill.client import prompts
 from gistmill.client.download import download, nothing
 from gistmill.client.job import Job
 from gistmill.errors import ApiUnreachable, InvalidInput
@@ -18,7 +19,7 @@ from gistmill.settings import Settings, load_settings
 from gistmill.sources import DatasetSource, find_source
 from gistmill.specs import FinetuneSpec, SummarizeSpec, parse_finetune_spec, parse_spec
 from gistmill.transport import Transport
-from gistmill.views import DatasetView, JobView, ModelView, Page, QueryView, SteerView, WorkerView
+from gistmill.views import DatasetView, JobView, ModelView, Page, PromptView, QueryView, RenderedPrompt, SteerView, WorkerView
 
 BLOCK = 1024 * 1024
 RESUME_S = 0.3
@@ -260,6 +261,34 @@ class Client:
             path = f"/v1/models/by-digest/{self.get_model(reference).digest}"
             files, path = self.transport.get(f"{path}/manifest")["files"], f"{path}/files"
         return download(files, Path(directory), url=self.transport.url + path, token=self._used_token())
+
+    def prompts(self) -> Iterator[PromptView]:
+        """Yield every version of every prompt."""
+        return self._pages("/v1/prompts", PromptView)
+
+    def get_prompt(self, reference: str) -> PromptView:
+        """Return a version of a prompt; a name alone means its newest."""
+        return PromptView.model_validate(self.transport.get(f"/v1/prompts/{reference}"))
+
+    def add_prompt(self, name: str, template: str | None = None, **examples: Any) -> PromptView:
+        """Add a prompt and return its version; an equal text keeps the version that it has.
+
+        It is a template with {dialogue} exactly once, or has a `kind`, one-shot or few-shot, and shows rows of `data` that
+        `select` chooses, such as "[10,20,30]"; `columns` maps columns. With a `model`, it is checked that a dialogue still
+        fits behind the examples into `max_input_tokens`.
+
+        Raises:
+            InvalidInput: the template or the rows cannot be used; nothing was added.
+        """
+        return prompts.add(self, name, template, **examples)
+
+    def render(self, prompt: str, data: str | Path | IO[bytes], *, row: int = 0, **options: Any) -> RenderedPrompt:
+        """Return what a model reads for a row of the data.
+
+        With `tokens`, also what the tokenizer of `model` makes of it, and back, and the budget `max_input_tokens`; `columns`
+        maps columns.
+        """
+        return prompts.render(self, prompt, data, row=row, **options)
 
     def list_workers(self) -> Iterator[WorkerView]:
         """Yield the worker processes."""
