@@ -1,14 +1,28 @@
-"""Token counts without torch, for estimates before a job is submitted."""
+"""Tokens without torch: counted for estimates before a job is submitted, and shown with the text that they mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gistmill.errors import ModelUnreadable
 from models_store.config import read_json
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as a model reads it: pieces and ids, special ones included, and the text that the ids mean without those."""
+
+    pieces: list[str]
+    ids: list[int]
+    decoded: str
 
 
 def load_counter(directory: Path) -> CountTokens:
@@ -17,6 +31,26 @@ def load_counter(directory: Path) -> CountTokens:
     Raises:
         ModelUnreadable: the model has no tokenizer.json, or a broken one.
     """
+    tokenizer = _load(directory)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
+
+    return count
+
+
+def tokenize(directory: Path, text: str) -> Tokens:
+    """Return the tokens of a whole text.
+
+    Raises:
+        ModelUnreadable: the model has no tokenizer.json, or a broken one.
+    """
+    tokenizer = _load(directory)
+    encoding = tokenizer.encode(text)
+    return Tokens(list(encoding.tokens), list(encoding.ids), tokenizer.decode(encoding.ids, skip_special_tokens=True))
+
+
+def _load(directory: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     path = directory / "tokenizer.json"
@@ -31,8 +65,4 @@ def load_counter(directory: Path) -> CountTokens:
     # Published files carry limits of their own (512 tokens, padded), which would make every longer text count as 512.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
-
-    return count
+    return tokenizer

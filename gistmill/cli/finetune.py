@@ -22,7 +22,7 @@ def finetune(
     base: Annotated[str | None, typer.Option(help="The model to tune. Default: google/flan-t5-base.")] = None,
     method: Annotated[str | None, typer.Option(help="lora (default) tunes an adapter, full every weight.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the result. Default: BASE-METHOD.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt: none, instruction or instruction-dialogue.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt; see gistmill prompts list. Default: instruction.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Map a column, such as references=summary. Repeatable.")] = None,
     select: Annotated[str | None, typer.Option(help="Rows to take: [0:10], [::100] or [10,20,30].")] = None,
     rank: Annotated[int | None, typer.Option(rich_help_panel=LORA, help="Rank r. Default: 32.")] = None,

@@ -22,7 +22,7 @@ GENERATION = "Generation"
 def summarize(
     data: Annotated[str, typer.Argument(help="A file, - for standard input, a dataset, or a hub id such as owner/name:split.")],
     model: Annotated[str | None, typer.Option(help="Model reference. Default: google/flan-t5-base.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt: none, instruction or instruction-dialogue.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt; see gistmill prompts list. Default: instruction.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Map a column, such as dialogue=transcript. Repeatable.")] = None,
     select: Annotated[str | None, typer.Option(help="Rows to take: [0:10], [::100] or [10,20,30].")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Longest summary.")] = None,

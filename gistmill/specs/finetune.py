@@ -51,7 +51,7 @@ class FinetuneSpec(BaseModel):
     )
     evaluate_every: int | None = Field(None, ge=1, description="Steps between evaluations; by default after each epoch.")
     early_stop: str | None = Field(None, description="METRIC:patience=N: loss, rouge_1, rouge_2, rouge_l or rouge_lsum.")
-    prompt: str = Field("instruction", min_length=1, max_length=100)
+    prompt: str = Field("instruction", min_length=1, max_length=100, description="A prompt, name or name@version.")
     max_input_tokens: int = Field(2048, ge=1, le=1_000_000, description="Longer prompts are cut.")
     max_target_tokens: int = Field(512, ge=1, le=100_000, description="Longer references are cut.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; by default 100.")

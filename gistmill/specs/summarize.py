@@ -19,7 +19,7 @@ class SummarizeSpec(BaseModel):
     dataset: str = Field(min_length=1, max_length=300, description="A dataset's id or name.")
     select: str | None = Field(None, max_length=1_000_000, description="Rows to take: [0:10], [::100] or [10,20,30].")
     model: str = Field(DEFAULT_MODEL, min_length=1, max_length=300)
-    prompt: str = Field("instruction", min_length=1, max_length=100)
+    prompt: str = Field("instruction", min_length=1, max_length=100, description="A prompt, name or name@version.")
     generation: GenerationParameters = GenerationParameters()
     max_input_tokens: int = Field(2048, ge=1, le=1_000_000, description="Most tokens of a prompt, special tokens included.")
     on_overflow: Overflow = Field("fail", description="What happens to a longer prompt.")

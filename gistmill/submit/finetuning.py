@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Text, cast, func, select
 
-from gistmill import prompts
+from gistmill.db import prompts
 from gistmill.db.jobs import JobRows, takes
 from gistmill.db.session import Database
 from gistmill.db.tables import dataset_rows, models
@@ -39,7 +39,8 @@ def draft(database: Database, tenant_key: int, spec: FinetuneSpec, resolve_model
         NameTaken: a model that was not trained here has this name.
         UnsupportedModel: the base is itself an adapter.
     """
-    prompts.get(spec.prompt)
+    with database.read() as connection:
+        prompt = prompts.get(connection, tenant_key, spec.prompt)
     model = resolve_model(spec.model)
     if getattr(model, "adapter_digest", None) is not None:
         raise UnsupportedModel(
@@ -54,8 +55,10 @@ def draft(database: Database, tenant_key: int, spec: FinetuneSpec, resolve_model
         name = spec.name or f"{_base_name(connection, model.key)}-{spec.method}"[:100]
         _check_name(connection, tenant_key, name)
         warnings = (*_warn_of_few(spec, training), *_warn_of_overlap(connection, training, validation))
-    # A name may mean a newer dataset by the time that a worker looks.
-    frozen = {"name": name} if validation is None else {"name": name, "validation": validation.dataset_id}
+    # A name may mean a newer prompt or dataset by the time that a worker looks.
+    frozen = {"name": name, "prompt": prompt.reference}
+    if validation is not None:
+        frozen["validation"] = validation.dataset_id
     return Draft(
         spec=spec.model_copy(update=frozen),
         dataset_key=training.dataset_key,

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import structlog
 from sqlalchemy import select
 
-from gistmill import __version__, errors, prompts
+from gistmill import __version__, errors
+from gistmill.db import prompts
 from gistmill.db import training as training_rows
 from gistmill.db.claim import Claim
 from gistmill.db.models import find_digest
@@ -222,7 +223,8 @@ class FinetuneHandler:
     def _lineage(self, claim: Claim, spec: FinetuneSpec, data: TrainingData, curve: Curve) -> dict[str, Any]:
         """Return what the registry is told: the lease that made the model, and what the model came from."""
         base = find_digest(self.database, claim.tenant_key, claim.model_digest)
-        template = prompts.get(spec.prompt)
+        with self.database.read() as connection:
+            prompt = prompts.get(connection, claim.tenant_key, spec.prompt)
         lineage = {
             "base": None if base is None else f"{base.name}@{base.version}",
             "base_digest": claim.model_digest,
@@ -230,7 +232,7 @@ class FinetuneHandler:
             "rows": data.train_rows,
             "validation_rows": data.validation_rows,
             "prompt": spec.prompt,
-            "prompt_digest": template.digest,
+            "prompt_digest": prompt.digest,
             "parameters": spec.model_dump(mode="json", exclude=NOT_LINEAGE) | {"learning_rate": spec.rate},
             "result": curve.state,
             "job": claim.job_id,

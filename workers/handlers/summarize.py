@@ -8,7 +8,7 @@ from functools import partial
 
 import structlog
 
-from gistmill import prompts
+from gistmill.db import prompts as prompt_rows
 from gistmill.db import results as result_rows
 from gistmill.db.claim import Claim
 from gistmill.db.models import ModelParts, parts_of
@@ -17,6 +17,7 @@ from gistmill.db.results import Found, Lost, Made
 from gistmill.db.session import Database
 from gistmill.errors import GenerationFailed
 from gistmill.faults import point
+from gistmill.prompts import PromptTemplate
 from gistmill.settings import WorkerSettings
 from gistmill.specs import SummarizeSpec
 from workers.engine.base import Completion, Engine, Outcome, Prompt
@@ -37,6 +38,7 @@ class SummarizeHandler:
         self.residence = residence
         self.settings = settings
         self._parts: dict[int, ModelParts] = {}
+        self._templates: dict[tuple[int, str], PromptTemplate] = {}
 
     def run(self, claim: Claim, lease: Lease) -> None:
         """Give every item of the chunk its end; see `Handler`."""
@@ -69,7 +71,7 @@ class SummarizeHandler:
         """Generate these units and record them batch by batch; return how many items ended."""
         parts = self._find_parts(claim)
         engine = self.residence.get(parts.base_digest, spec.precision, lease, adapter=parts.adapter_digest)
-        template = prompts.get(spec.prompt)
+        template = self._find_template(claim, spec)
         batch = [
             Prompt(number, template.render(unit.text), noise=(unit.digest, unit.draw)) for number, unit in enumerate(units)
         ]
@@ -96,6 +98,14 @@ class SummarizeHandler:
         if claim.model_key not in self._parts:
             self._parts[claim.model_key] = parts_of(self.database, claim.model_key)
         return self._parts[claim.model_key]
+
+    def _find_template(self, claim: Claim, spec: SummarizeSpec) -> PromptTemplate:
+        """Return the job's prompt. Its spec names the version, which never changes, so it is looked up once."""
+        key = (claim.tenant_key, spec.prompt)
+        if key not in self._templates:
+            with self.database.read() as connection:
+                self._templates[key] = prompt_rows.get(connection, *key)
+        return self._templates[key]
 
     def _record(
         self, claim: Claim, lease: Lease, *, made: Sequence[Made] = (), found: Sequence[Found] = (), lost: Sequence[Lost] = ()

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from gistmill import prompts
+from gistmill.db import prompts
 from gistmill.db import training as training_rows
 from gistmill.db.claim import Claim
 from gistmill.db.session import Database
@@ -43,8 +43,8 @@ def write_data(database: Database, claim: Claim, spec: FinetuneSpec, directory: 
         InvalidDataset: the part that is kept back leaves nothing to train on, or is nothing.
     """
     train, validation = directory / "train.jsonl", directory / "validation.jsonl"
-    template = prompts.get(spec.prompt)
     with database.read() as connection:
+        template = prompts.get(connection, claim.tenant_key, spec.prompt)
         dataset = connection.execute(select(datasets).where(datasets.c.key == claim.dataset_key)).one()
         origin = {"dataset": dataset.id, "dataset_digest": dataset.digest, "select": spec.select}
         kept_back = _keep_back(connection, dataset, spec) if isinstance(spec.validation, float) else frozenset[int]()
