@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from gistmill.cli import datasets, finetune, fleet, jobs, models, sql, stack, steering, summarize, workers
+from gistmill.cli import datasets, finetune, fleet, jobs, models, prompts, sql, stack, steering, summarize, workers
 
 app = typer.Typer(
     name="gistmill",
@@ -21,6 +21,7 @@ for command in (steering.cancel, steering.pause, steering.resume, steering.retry
 app.add_typer(jobs.app, name="jobs", help="List, watch, read and steer jobs.")
 app.add_typer(datasets.app, name="datasets", help="Add and list datasets.")
 app.add_typer(models.app, name="models", help="Add and list models.")
+app.add_typer(prompts.app, name="prompts", help="Add, list and show prompts.")
 app.command("workers")(workers.workers)
 app.command("sql")(sql.sql)
 app.command("up")(stack.up)

@@ -16,6 +16,7 @@ from gistmill.readback.items import (
 )
 from gistmill.readback.jobs import get_job, get_job_state, list_jobs
 from gistmill.readback.metrics import iterate_metrics, read_metrics
+from gistmill.readback.prompts import get_prompt, list_prompts, render_prompt
 from gistmill.readback.workers import GONE_AFTER_S, list_workers
 
 __all__ = [
@@ -24,14 +25,17 @@ __all__ = [
     "get_dataset",
     "get_job",
     "get_job_state",
+    "get_prompt",
     "iterate_errors",
     "iterate_metrics",
     "iterate_results",
     "list_datasets",
     "list_jobs",
+    "list_prompts",
     "list_workers",
     "read_errors",
     "read_metrics",
     "read_results",
+    "render_prompt",
     "result_order",
 ]

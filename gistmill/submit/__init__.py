@@ -5,6 +5,17 @@ from __future__ import annotations
 from gistmill.submit.drafts import ResolvedModel
 from gistmill.submit.jobs import submit_job
 from gistmill.submit.loading import load_dataset_file, load_rows, sweep_datasets
+from gistmill.submit.prompts import check_budget, draft_examples, draft_template
 from gistmill.submit.retrying import submit_retry
 
-__all__ = ["ResolvedModel", "load_dataset_file", "load_rows", "submit_job", "submit_retry", "sweep_datasets"]
+__all__ = [
+    "ResolvedModel",
+    "check_budget",
+    "draft_examples",
+    "draft_template",
+    "load_dataset_file",
+    "load_rows",
+    "submit_job",
+    "submit_retry",
+    "sweep_datasets",
+]
