@@ -46,8 +46,10 @@ def tokenize(directory: Path, text: str) -> Tokens:
         ModelUnreadable: the model has no tokenizer.json, or a broken one.
     """
     tokenizer = _load(directory)
-    encoding = tokenizer.encode(text)
-    return Tokens(list(encoding.tokens), list(encoding.ids), tokenizer.decode(encoding.ids, skip_special_tokens=True))
+    ids = list(tokenizer.encode(text).ids)
+    # By their ids: what the vocabulary lacks stands in the encoding as it was written, and reaches the model as unknown.
+    pieces = [tokenizer.id_to_token(number) for number in ids]
+    return Tokens(pieces, ids, tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _load(directory: Path) -> Tokenizer:
