@@ -26,8 +26,8 @@ def show_progress() -> Iterator[Callable[[JobView], None]]:
         task = bar.add_task("queued", total=None)
 
         def show(job: JobView) -> None:
-            done = job.counts.succeeded + job.counts.failed
-            bar.update(task, description=describe(job), completed=done, total=job.counts.items)
+            done, total, _ = _counted(job)
+            bar.update(task, description=describe(job), completed=done, total=total)
 
         yield show
 
@@ -35,6 +35,13 @@ def show_progress() -> Iterator[Callable[[JobView], None]]:
 def describe(job: JobView) -> str:
     """Return the state, and why nothing runs when that is known."""
     return f"{job.state} ({job.waits_for})" if job.waits_for else job.state
+
+
+def _counted(job: JobView) -> tuple[int, int, str]:
+    """Return how much is done, of how much, and what that is."""
+    if job.evaluation is not None:
+        return job.evaluation.get("ended", 0), job.evaluation.get("cases", 0), "cases"
+    return job.counts.succeeded + job.counts.failed, job.counts.items, "items"
 
 
 class _Lines:
@@ -47,6 +54,7 @@ class _Lines:
         if job.state == self._state and now - self._shown_at < LINE_EVERY_S:
             return
         self._shown_at, self._state = now, job.state
-        done = job.counts.succeeded + job.counts.failed
-        sys.stderr.write(f"{job.id}: {describe(job)}, {done} of {job.counts.items} items, {job.counts.failed} failed\n")
+        done, total, what = _counted(job)
+        failed = f", {job.counts.failed} failed" if job.counts.items else ""
+        sys.stderr.write(f"{job.id}: {describe(job)}, {done} of {total} {what}{failed}\n")
         sys.stderr.flush()

@@ -13,8 +13,10 @@ class JobKind(StrEnum):
     EVALUATE = "evaluate"
 
 
-# The others have a result of another kind: a model, scores. Their one chunk fails with its job.
+# The others have a result of another kind: a model, scores. A chunk that fails for good fails its job.
 KINDS_WITH_ITEMS = frozenset({JobKind.SUMMARIZE})
+# These run no model: a process of their own takes them, so that they wait for no device.
+SCORED_KINDS = frozenset({JobKind.EVALUATE})
 
 
 class JobState(StrEnum):
@@ -36,6 +38,7 @@ class JobState(StrEnum):
 
 FINAL_JOB_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 CLAIMABLE_JOB_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
+STOPPED_JOB_STATES = FINAL_JOB_STATES | {JobState.CANCELLING}
 
 
 class ChunkState(StrEnum):

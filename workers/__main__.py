@@ -12,7 +12,7 @@ from typing import Literal
 from gistmill import logs
 from gistmill.errors import GistmillError, InvalidInput
 from gistmill.settings import Settings, load_settings
-from gistmill.states import JobKind
+from gistmill.states import SCORED_KINDS, JobKind
 from workers import lifeline
 from workers.gpu import Device
 from workers.launcher import EXIT_CONFIG, Launcher, LaunchOptions, worker_command
@@ -32,7 +32,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gistmill worker", description="Start one worker per GPU, or CPU workers.")
     parser.add_argument("--kinds", default=",".join(JobKind), help="job kinds to take, separated by commas")
     parser.add_argument("--device", default="auto", help="auto (one worker per GPU, else one on the CPU), cuda or cpu")
-    parser.add_argument("--processes", type=int, help="at most this many workers")
+    parser.add_argument("--processes", type=int, help="at most this many workers that run models")
     for hidden in ("--child", "--device-uuid", "--device-kind", "--device-name"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     parser.add_argument("--device-bytes", type=int, default=0, help=argparse.SUPPRESS)
@@ -55,14 +55,17 @@ def _launch(options: argparse.Namespace) -> int:
         raise InvalidInput(f"--processes takes 1 or more, not {options.processes}.")
     if not settings.redis_url:
         raise InvalidInput("A worker needs Redis: set GISTMILL_REDIS__URL, or start everything with: gistmill up")
+    kinds = _kinds(options.kinds)
     launch_options = LaunchOptions(
         device=options.device,
         processes=options.processes,
+        has_models=not SCORED_KINDS.issuperset(kinds),
+        has_scoring=not SCORED_KINDS.isdisjoint(kinds),
         pretend_gpus=settings.worker.pretend_gpus,
         lock_dir=settings.worker.lock_dir,
         drain_s=settings.worker.drain_s,
     )
-    return Launcher(launch_options, worker_command(_kinds(options.kinds)), _reporter(settings)).run()
+    return Launcher(launch_options, worker_command(kinds), _reporter(settings)).run()
 
 
 def _reporter(settings: Settings) -> Callable[[str], None]:

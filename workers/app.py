@@ -37,6 +37,7 @@ from workers.engine.base import Engine
 from workers.engine.loading import load_engine
 from workers.gpu import Device
 from workers.handlers.base import Handler
+from workers.handlers.evaluate import EvaluateHandler
 from workers.handlers.finetune import FinetuneHandler, TrainingHost
 from workers.handlers.summarize import SummarizeHandler
 from workers.heartbeat import Heartbeat
@@ -129,7 +130,11 @@ class Worker:
             courier=Courier(self.settings.api.url, self.token, every_s=worker.checkpoint_send_s),
             host=TrainingHost(self.settings.data_dir / "training", self.device.kind),
         )
-        return {JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, worker), JobKind.FINETUNE: finetune}
+        return {
+            JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, worker),
+            JobKind.FINETUNE: finetune,
+            JobKind.EVALUATE: EvaluateHandler(self.database, worker),
+        }
 
     def _register(self) -> None:
         registration = worker_rows.Registration(

@@ -13,6 +13,8 @@ from gistmill.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
 
+SCORING = "cpu-scoring"
+
 
 @dataclass(frozen=True)
 class Device:
@@ -92,8 +94,16 @@ def restrict(devices: list[Device], visible: str) -> list[Device]:
 
 def cpu_device(number: int) -> Device:
     """Return the host's CPU as the device of its n-th CPU worker."""
-    total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device(f"cpu-{number}", "cpu", "CPU", total_bytes)
+    return Device(f"cpu-{number}", "cpu", "CPU", _memory_bytes())
+
+
+def scoring_device() -> Device:
+    """Return the host's CPU as the device of the worker that scores."""
+    return Device(SCORING, "cpu", "CPU", _memory_bytes())
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _import_nvml() -> Any:

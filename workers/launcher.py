@@ -16,7 +16,8 @@ from pathlib import Path
 import structlog
 
 from gistmill.errors import AlreadyRunning, InvalidInput
-from workers.gpu import Device, cpu_device, discover
+from gistmill.states import SCORED_KINDS
+from workers.gpu import SCORING, Device, cpu_device, discover, scoring_device
 from workers.locks import lock_directory, try_lock
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,9 @@ class LaunchOptions:
 
     device: str = "auto"
     processes: int | None = None
+    # Whether there are workers that run models, and whether one more scores: that waits for no device and imports no torch.
+    has_models: bool = True
+    has_scoring: bool = False
     pretend_gpus: str = ""
     lock_dir: Path | None = None
     drain_s: float = 80.0
@@ -89,7 +93,8 @@ class Launcher:
         Raises:
             AlreadyRunning: other launchers hold every GPU.
         """
-        self.seats = self._take_seats(choose_devices(self.options))
+        devices = choose_devices(self.options) if self.options.has_models else []
+        self.seats = self._take_seats([*devices, scoring_device()] if self.options.has_scoring else devices)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note_signal)
         while not self._signals:
@@ -110,7 +115,7 @@ class Launcher:
                 log.warning("device_taken", device=device.uuid)
                 continue
             seats.append(Seat(device, lock))
-        if not seats:
+        if all(seat.device.uuid == SCORING for seat in seats) and self.options.has_models:
             raise AlreadyRunning("Other Gistmill workers use every GPU of this host. Stop them first, or use --device cpu.")
         return seats
 
@@ -143,7 +148,8 @@ class Launcher:
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if seat.device.kind == "cpu":
             # CPU workers that each take all cores spend their time waiting for each other.
-            environment.setdefault("GISTMILL_WORKER__THREADS", str(max(1, (os.cpu_count() or 1) // len(self.seats))))
+            share = (os.cpu_count() or 1) // max(1, sum(other.device.uuid != SCORING for other in self.seats))
+            environment.setdefault("GISTMILL_WORKER__THREADS", str(max(1, share)))
         # In a session of its own, so that Ctrl-C reaches the launcher alone. CUDA reads its variable when torch is imported.
         seat.process = subprocess.Popen(
             self.child_command(seat.device, seat.worker, reading),
@@ -195,11 +201,12 @@ def _send(seats: Sequence[Seat], number: int) -> None:
 
 
 def worker_command(kinds: Sequence[str]) -> ChildCommand:
-    """Return how to start a real worker."""
+    """Return how to start a real worker: the scoring one takes evaluate jobs, the others the rest of these kinds."""
 
     def command(device: Device, worker: str, lifeline: int) -> list[str]:
+        taken = [kind for kind in kinds if (kind in SCORED_KINDS) == (device.uuid == SCORING)]
         pinned = ["--device-uuid", device.uuid, "--device-kind", device.kind, "--device-name", device.name]
-        sized = ["--device-bytes", str(device.total_bytes), "--kinds", ",".join(kinds)]
+        sized = ["--device-bytes", str(device.total_bytes), "--kinds", ",".join(taken)]
         return [sys.executable, "-m", "workers", "--child", worker, "--lifeline", str(lifeline), *pinned, *sized]
 
     return command

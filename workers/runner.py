@@ -20,6 +20,7 @@ from gistmill.db.tables import jobs
 from gistmill.errors import (
     DeviceFull,
     DeviceTooSmall,
+    EvaluationFailed,
     GistmillError,
     InvalidInput,
     JobEnded,
@@ -131,7 +132,7 @@ class Runner:
         except Stopped as error:
             log.info("chunk_released", job_id=chunk.job_id, chunk=chunk.chunk_key, reason=error.code)
             return partial(chunk_rows.release, claim=chunk)
-        except (ModelError, InvalidInput) as error:
+        except (ModelError, EvaluationFailed, InvalidInput) as error:
             log.error("job_failed", job_id=chunk.job_id, code=error.code, reason=error.message)
             return partial(chunk_rows.fail_job, claim=chunk, error=error)
         except Exception as error:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from gistmill.cli import datasets, finetune, fleet, jobs, models, prompts, sql, stack, steering, summarize, workers
+from gistmill.cli import (
+    compare,
+    datasets,
+    evaluate,
+    finetune,
+    fleet,
+    jobs,
+    models,
+    prompts,
+    sql,
+    stack,
+    steering,
+    summarize,
+    workers,
+)
 
 app = typer.Typer(
     name="gistmill",
@@ -18,6 +32,8 @@ app.command("summarize")(summarize.summarize)
 app.command("finetune")(finetune.finetune)
 for command in (steering.cancel, steering.pause, steering.resume, steering.retry):
     jobs.app.command()(command)
+app.add_typer(evaluate.app, name="evaluate", help=evaluate.HELP)
+app.add_typer(compare.app, name="compare", help="Read evaluations back: tables, drawings, cases side by side, gates.")
 app.add_typer(jobs.app, name="jobs", help="List, watch, read and steer jobs.")
 app.add_typer(datasets.app, name="datasets", help="Add and list datasets.")
 app.add_typer(models.app, name="models", help="Add and list models.")

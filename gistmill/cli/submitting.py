@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gistmill.cli.output import say
 
 if TYPE_CHECKING:
     from gistmill.client import Client, Job
+
+
+class DefaultGroup(TyperGroup):
+    """Commands of which `run` is meant when none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `run` before arguments that name no command."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+def split_names(text: str | None) -> list[str]:
+    """Return the parts of a text that commas separate."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def labels_of(texts: Iterable[str]) -> dict[str, str] | None:

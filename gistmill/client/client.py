@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-from gistmill.client import prompts
+from gistmill.client import evaluating, prompts
+from gistmill.client.comparison import Comparison
 from gistmill.client.download import download, nothing
 from gistmill.client.job import Job
 from gistmill.errors import ApiUnreachable, InvalidInput
@@ -17,9 +18,20 @@ from gistmill.ingest.mapping import write_mapping
 from gistmill.local import Stack, join_stack
 from gistmill.settings import Settings, load_settings
 from gistmill.sources import DatasetSource, find_source
-from gistmill.specs import FinetuneSpec, SummarizeSpec, parse_finetune_spec, parse_spec
+from gistmill.specs import AnySpec, parse_finetune_spec, parse_spec
 from gistmill.transport import Transport
-from gistmill.views import DatasetView, JobView, ModelView, Page, PromptView, QueryView, RenderedPrompt, SteerView, WorkerView
+from gistmill.views import (
+    ComparisonView,
+    DatasetView,
+    JobView,
+    ModelView,
+    Page,
+    PromptView,
+    QueryView,
+    RenderedPrompt,
+    SteerView,
+    WorkerView,
+)
 
 BLOCK = 1024 * 1024
 RESUME_S = 0.3
@@ -100,7 +112,7 @@ class Client:
         fields = _spec_fields(source, spec)
         fields["generation"] = {name: value for name, value in (generation or {}).items() if value is not None}
         parse_spec({"dataset": "checked-before-the-upload"} | fields)
-        dataset = self._upload(source, columns)
+        dataset = self.upload(source, columns)
         return self.submit(parse_spec({"dataset": dataset} | fields), idempotency_key=idempotency_key)
 
     def finetune(
@@ -128,11 +140,61 @@ class Client:
         if isinstance(checked.validation, str):
             if find_source(checked.validation).select:
                 raise InvalidInput("Validation data is taken whole; leave out the rows behind its name.")
-            fields["validation"] = self._upload(find_source(checked.validation), columns)
-        dataset = self._upload(source, columns)
+            fields["validation"] = self.upload(find_source(checked.validation), columns)
+        dataset = self.upload(source, columns)
         return self.submit(parse_finetune_spec({"dataset": dataset} | fields), idempotency_key=idempotency_key)
 
-    def submit(self, spec: SummarizeSpec | FinetuneSpec, *, idempotency_key: str | None = None) -> Job:
+    def evaluate(
+        self,
+        data: str | Path | IO[bytes] | None = None,
+        *,
+        models: Sequence[str | dict[str, Any]] = (),
+        predictions: str | Path | IO[bytes] | None = None,
+        prediction_columns: Sequence[str] = (),
+        reference_columns: Sequence[str] = (),
+        case_column: str | None = None,
+        columns: Iterable[str] = (),
+        limit: int | None = None,
+        idempotency_key: str | None = None,
+        **spec: Any,
+    ) -> Comparison:
+        """Submit an evaluation with the summarize jobs that it needs, and return it at once.
+
+        Either `models` are compared on `data` with references, each a reference, NAME=REFERENCE, job:ID, or the fields of
+        SystemSpec; or `prediction_columns` of a file of summaries made elsewhere, against its `reference_columns`, or against
+        the references of `data` row by row. `limit` takes the first rows; `spec` holds the fields of EvaluateSpec
+        (`baseline`, `prompt`, `references`, `metrics`, `stemming`, `generation`, …).
+
+        Raises:
+            InvalidInput: the data or the parameters cannot be used; nothing was queued.
+        """
+        made = evaluating.make_spec(
+            self,
+            data,
+            models=models,
+            predictions=predictions,
+            prediction_columns=prediction_columns,
+            reference_columns=reference_columns,
+            case_column=case_column,
+            columns=columns,
+            limit=limit,
+            fields=spec,
+        )
+        return self.comparison(self.submit(made, idempotency_key=idempotency_key).id)
+
+    def comparison(self, job_id: str) -> Comparison:
+        """Return an evaluation by the id of its job."""
+        return Comparison(self, self.get_comparison_view(job_id))
+
+    def get_comparison_view(self, job_id: str) -> ComparisonView:
+        """Return an evaluation as it stands."""
+        return ComparisonView.model_validate(self.transport.get(f"/v1/comparisons/{job_id}"))
+
+    def list_comparisons(self) -> Iterator[ComparisonView]:
+        """Yield the evaluations, newest first."""
+        return self._pages("/v1/comparisons", ComparisonView)
+
+    def submit(self, spec: AnySpec, *, idempotency_key: str | None = None) -> Job:
         """Submit a job over a dataset that the server has. The same key never makes a second job."""
         body = spec.model_dump(mode="json", exclude_defaults=True) | {"kind": spec.kind}
         key = idempotency_key or str(uuid.uuid4())
@@ -143,7 +205,7 @@ class Client:
         source = find_source(data)
         if source.select:
             raise InvalidInput("A dataset is added whole; select rows when you summarize it.")
-        return self.get_dataset(self._upload(source, columns, name=name))
+        return self.get_dataset(self.upload(source, columns, name=name))
 
     def add_predictions(
         self,
@@ -166,7 +228,7 @@ class Client:
         if found.select:
             raise InvalidInput("Predictions are added whole; select rows when you score them.")
         mapping = write_mapping(predictions=columns, references=references, dialogue=case)
-        return self.get_dataset(self._upload(found, mapping, name=name))
+        return self.get_dataset(self.upload(found, mapping, name=name))
 
     def get_dataset(self, name: str) -> DatasetView:
         """Return a dataset by id or name."""
@@ -324,7 +386,7 @@ class Client:
                 return
             after = page.next
 
-    def _upload(self, source: DatasetSource, columns: Iterable[str], *, name: str | None = None) -> str:
+    def upload(self, source: DatasetSource, columns: Iterable[str], *, name: str | None = None) -> str:
         """Bring the data to the server and return the dataset's id or name."""
         if source.stored is not None:
             return source.stored

@@ -38,7 +38,7 @@ def add(
         source = find_source(data)
         if source.select and select:
             raise InvalidInput("Rows are selected twice: behind the data's name and by select. Keep one.")
-        body |= {"select": source.select or select, "dataset": client._upload(source, columns)}
+        body |= {"select": source.select or select, "dataset": client.upload(source, columns)}
     # The same text under the same name is added once, so that sending it again is safe.
     return PromptView.model_validate(client.transport.post("/v1/prompts", _given(body), repeat=True))
 
@@ -59,7 +59,7 @@ def render(
     if source.select:
         raise InvalidInput("A prompt is shown for one row of the whole data: leave out the selection and name the row.")
     body = {"prompt": prompt, "row": row, "tokens": tokens, "model": model, "max_input_tokens": max_input_tokens}
-    body["dataset"] = client._upload(source, columns)
+    body["dataset"] = client.upload(source, columns)
     return RenderedPrompt.model_validate(client.transport.post("/v1/prompts/render", _given(body), repeat=True))
 
 

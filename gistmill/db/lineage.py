@@ -26,11 +26,11 @@ def list_lineage(database: Database, tenant_key: int, reference: str) -> Page[Mo
         chain: list[Row[Any]] = []
         while row is not None and len(chain) < LONGEST_CHAIN:
             chain.append(row)
-            row = _find_origin(connection, row)
+            row = find_origin(connection, row)
         return Page(data=views_of(connection, chain))
 
 
-def _find_origin(connection: Connection, row: Row[Any]) -> Row[Any] | None:
+def find_origin(connection: Connection, row: Row[Any]) -> Row[Any] | None:
     """Return the version that this one was made from: an adapter's base, or what was tuned; always an older row."""
     digest = row.base_digest or (row.lineage or {}).get("base_digest")
     query = select(models).where(models.c.tenant_key == row.tenant_key, models.c.digest == digest, models.c.key < row.key)

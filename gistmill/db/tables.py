@@ -404,8 +404,11 @@ evaluation_cases = Table(
     # The numbers of the systems that have no summary of it, or an empty one.
     Column("missing", JSON, nullable=False),
     Column("empty", JSON, nullable=False),
+    # Its rows hold different summaries of one system, of which the first counts unless each row is scored alone.
+    Column("differing", Boolean, nullable=False),
     Column("chunk_key", Key, nullable=False),
     Column("epoch", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
     Index("ix_evaluation_cases_row", "job_key", "row_number"),
 )
 

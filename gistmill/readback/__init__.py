@@ -5,6 +5,8 @@ Lists come in keyset pages; nothing here holds a transaction open between two pa
 
 from __future__ import annotations
 
+from gistmill.readback.cases import CaseQuery, read_cases
+from gistmill.readback.comparisons import get_comparison, list_comparisons
 from gistmill.readback.datasets import get_dataset, list_datasets
 from gistmill.readback.items import (
     ORDERS,
@@ -22,6 +24,8 @@ from gistmill.readback.workers import GONE_AFTER_S, list_workers
 __all__ = [
     "GONE_AFTER_S",
     "ORDERS",
+    "CaseQuery",
+    "get_comparison",
     "get_dataset",
     "get_job",
     "get_job_state",
@@ -29,10 +33,12 @@ __all__ = [
     "iterate_errors",
     "iterate_metrics",
     "iterate_results",
+    "list_comparisons",
     "list_datasets",
     "list_jobs",
     "list_prompts",
     "list_workers",
+    "read_cases",
     "read_errors",
     "read_metrics",
     "read_results",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, select
 
+from gistmill.db import dependencies
 from gistmill.db import workers as worker_rows
 from gistmill.db.clock import as_datetime, db_now
 from gistmill.db.session import Database
-from gistmill.db.tables import datasets, jobs, models
+from gistmill.db.tables import datasets, evaluations, jobs, models
 from gistmill.errors import InvalidInput, UnknownJob
 from gistmill.readback.workers import GONE_AFTER_S
 from gistmill.states import CLAIMABLE_JOB_STATES, JobState
 from gistmill.views import Counts, JobView, Page
+
+Needs = Mapping[int, Sequence[Row[Any]]]
+# Of the jobs that one waits for, so many are named.
+NAMED = 3
 
 
 def get_job(database: Database, tenant_key: int, job_id: str, *, gone_after_s: float = GONE_AFTER_S) -> JobView:
@@ -27,7 +32,7 @@ def get_job(database: Database, tenant_key: int, job_id: str, *, gone_after_s: f
         row = connection.execute(_select(tenant_key).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise _unknown(job_id)
-        return _view(row, _live_workers(connection, [row], gone_after_s))
+        return _view(row, _live_workers(connection, [row], gone_after_s), _open_needs(connection, [row]))
 
 
 def get_job_state(database: Database, tenant_key: int, job_id: str) -> JobState:
@@ -66,8 +71,8 @@ def list_jobs(
         query = query.where(jobs.c.state == state)
     with database.read() as connection:
         rows = connection.execute(query).all()
-        live = _live_workers(connection, rows, gone_after_s)
-    shown = [_view(row, live) for row in rows[:limit]]
+        live, needs = _live_workers(connection, rows, gone_after_s), _open_needs(connection, rows)
+    shown = [_view(row, live, needs) for row in rows[:limit]]
     has_more = len(rows) > limit
     return Page(data=shown, has_more=has_more, next=shown[-1].id if has_more else None)
 
@@ -84,6 +89,7 @@ def _select(tenant_key: int) -> Select[Any]:
         .outerjoin(models, models.c.key == jobs.c.model_key)
         .outerjoin(origin, origin.c.key == jobs.c.retry_of_key)
         .outerjoin(made, made.c.job_key == jobs.c.key)
+        .outerjoin(evaluations, evaluations.c.job_key == jobs.c.key)
     )
     return (
         select(
@@ -95,6 +101,8 @@ def _select(tenant_key: int) -> Select[Any]:
             made.c.name.label("produced_name"),
             made.c.version.label("produced_version"),
             made.c.kind.label("produced_kind"),
+            evaluations.c.cases.label("evaluation_cases"),
+            evaluations.c.ended.label("evaluation_ended"),
             db_now().label("now"),
         )
         .select_from(joined)
@@ -109,7 +117,13 @@ def _live_workers(connection: Connection, rows: Sequence[Row[Any]], within_s: fl
     return worker_rows.live(connection, within_s=within_s)
 
 
-def _view(row: Row[Any], live: Sequence[Row[Any]]) -> JobView:
+def _open_needs(connection: Connection, rows: Sequence[Row[Any]]) -> Needs:
+    """Return, for each of these jobs that waits, the jobs that it waits for."""
+    waiting = [row.key for row in rows if row.state == JobState.WAITING]
+    return dependencies.list_open_needs(connection, waiting) if waiting else {}
+
+
+def _view(row: Row[Any], live: Sequence[Row[Any]], needs: Needs) -> JobView:
     spec: dict[str, Any] = row.spec
     model = spec.get("model", "") if row.model_name is None else f"{row.model_name}@{row.model_version}"
     return JobView(
@@ -128,8 +142,9 @@ def _view(row: Row[Any], live: Sequence[Row[Any]]) -> JobView:
         labels=row.labels,
         counts=_counts(row),
         chunks_left=row.chunks_left,
-        waits_for=_waits_for(row, live),
+        waits_for=_name_needs(needs.get(row.key, ())) or _waits_for(row, live),
         training=row.training,
+        evaluation=_evaluation(row),
         produced=None if row.produced_name is None else _produced(row),
         error=row.error,
         warnings=row.warnings,
@@ -138,6 +153,10 @@ def _view(row: Row[Any], live: Sequence[Row[Any]]) -> JobView:
         finished_at=as_datetime(row.finished_at),
         dialogues_per_s=_speed(row),
     )
+
+
+def _evaluation(row: Row[Any]) -> dict[str, Any] | None:
+    return None if row.evaluation_cases is None else {"cases": row.evaluation_cases, "ended": row.evaluation_ended}
 
 
 def _produced(row: Row[Any]) -> str:
@@ -167,6 +186,13 @@ def _speed(row: Row[Any]) -> float | None:
     if not items or seconds <= 0:
         return None
     return round(float(row.distinct_dialogues * (row.succeeded + row.failed) / items / seconds), 3)
+
+
+def _name_needs(needs: Sequence[Row[Any]]) -> str | None:
+    if not needs:
+        return None
+    more = f" and {len(needs) - NAMED} more" if len(needs) > NAMED else ""
+    return f"it waits for {', '.join(f'{need.id} ({need.state})' for need in needs[:NAMED])}{more}"
 
 
 def _waits_for(row: Row[Any], live: Sequence[Row[Any]]) -> str | None:

@@ -21,9 +21,11 @@ def _kind_of(body: Any) -> str:
     return str(kind)
 
 
-NO_SUCH_KIND = "there is no such kind of job; there are summarize and finetune"
+NO_SUCH_KIND = "there is no such kind of job; there are summarize, finetune and evaluate"
 JobSpec = Annotated[
-    Annotated[SummarizeSpec, Tag("summarize")] | Annotated[FinetuneSpec, Tag("finetune")],
+    Annotated[SummarizeSpec, Tag("summarize")]
+    | Annotated[FinetuneSpec, Tag("finetune")]
+    | Annotated[EvaluateSpec, Tag("evaluate")],
     Discriminator(_kind_of, custom_error_type="unknown_kind", custom_error_message=NO_SUCH_KIND),
 ]
 

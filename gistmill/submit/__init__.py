@@ -6,6 +6,7 @@ from gistmill.submit.drafts import ResolvedModel
 from gistmill.submit.jobs import submit_job
 from gistmill.submit.loading import load_dataset_file, load_rows, sweep_datasets
 from gistmill.submit.prompts import check_budget, draft_examples, draft_template
+from gistmill.submit.rescoring import submit_rescore
 from gistmill.submit.retrying import submit_retry
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "load_dataset_file",
     "load_rows",
     "submit_job",
+    "submit_rescore",
     "submit_retry",
     "sweep_datasets",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from gistmill.db.jobs import JobRows
 from gistmill.errors import DatasetLoading
 from gistmill.ingest.selection import parse_selection
 from gistmill.plan import Range
-from gistmill.specs import FinetuneSpec, SummarizeSpec
+from gistmill.specs import AnySpec
 from gistmill.states import DatasetState
 
 
@@ -30,16 +31,24 @@ class ResolvedModel(Protocol):
 
 @dataclass(frozen=True)
 class Draft:
-    """A job that was checked and planned, with nothing written yet."""
+    """A job that was checked and planned, with nothing written yet.
 
-    spec: SummarizeSpec | FinetuneSpec
+    `before` are jobs that are written with it and that it waits for, `needs` the keys of others. `record` writes what the
+    job has in other tables, given its key and those of `before`.
+    """
+
+    spec: AnySpec
     dataset_key: int
-    model: ResolvedModel
+    model: ResolvedModel | None
     rows: JobRows
     ranges: tuple[Range, ...]
     recipe: dict[str, Any] | None = None
     distinct_dialogues: int = 0
     warnings: tuple[str, ...] = ()
+    before: tuple[Draft, ...] = ()
+    needs: tuple[int, ...] = ()
+    model_job_key: int | None = None
+    record: Callable[[Connection, int, Sequence[int]], None] | None = None
 
 
 def get_ready(connection: Connection, tenant_key: int, reference: str) -> Row[Any]:

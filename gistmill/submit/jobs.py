@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from gistmill import plan, prompts
-from gistmill.db import models, workers
-from gistmill.db.jobs import JobRows, NewJob, find_job_by_idempotency_key, insert_job
+from gistmill.db import models
+from gistmill.db.jobs import InsertedJob, JobRows, NewJob, find_job_by_idempotency_key, insert_job_row
 from gistmill.db.session import Database
 from gistmill.errors import IdempotencyMismatch, InvalidInput
-from gistmill.plan import Range
-from gistmill.specs import FinetuneSpec, SummarizeSpec, digest_of, recipe
-from gistmill.submit import finetuning
-from gistmill.submit.drafts import Draft, ResolvedModel, get_ready, select_rows
+from gistmill.specs import AnySpec, EvaluateSpec, FinetuneSpec, digest_of
+from gistmill.submit import evaluating, finetuning, summarizing
+from gistmill.submit.drafts import Draft, ResolvedModel
+from gistmill.submit.summarizing import Planning
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +37,7 @@ class _Request:
     """Who asks for what, and under which idempotency key."""
 
     tenant_key: int
-    spec: SummarizeSpec | FinetuneSpec
+    spec: AnySpec
     digest: str
     idempotency_key: str | None
     origin: Origin | None
@@ -48,7 +46,7 @@ class _Request:
 def submit_job(
     database: Database,
     tenant_key: int,
-    spec: SummarizeSpec | FinetuneSpec,
+    spec: AnySpec,
     *,
     origin: Origin | None = None,
     idempotency_key: str | None = None,
@@ -67,6 +65,7 @@ def submit_job(
         IdempotencyMismatch: the key came with another spec before.
         UnknownDataset, UnknownModel, UnknownPrompt, InvalidSelection: nothing was written.
         InvalidDataset, NameTaken, UnsupportedModel: the same, for a finetune job.
+        InvalidDataset, DataMismatch, UnknownJob: the same, for an evaluate job.
         DatasetLoading: the dataset is not ready; trying again is safe.
     """
     if idempotency_key is not None and not 0 < len(idempotency_key) <= LONGEST_KEY:
@@ -76,19 +75,42 @@ def submit_job(
     request = _Request(tenant_key, spec, digest, idempotency_key, origin)
     earlier = _find_earlier(database, request)
     resolve = resolve_model or partial(models.resolve, database, tenant_key)
-    job_id, created = (earlier, False) if earlier else _submit_new(database, request, resolve, live_within_s)
+    planning = Planning(database, tenant_key, resolve, live_within_s)
+    job_id, created = (earlier, False) if earlier else _submit_new(request, planning, ring)
     if ring is not None:
         ring(spec.kind)
     return job_id, created
 
 
-def _submit_new(
-    database: Database, request: _Request, resolve_model: Callable[[str], ResolvedModel], live_within_s: float
-) -> tuple[str, bool]:
-    if isinstance(request.spec, FinetuneSpec):
-        draft = finetuning.draft(database, request.tenant_key, request.spec, resolve_model)
-    else:
-        draft = _draft(database, request, request.spec, resolve_model, live_within_s)
+def _submit_new(request: _Request, planning: Planning, ring: Callable[[str], object] | None) -> tuple[str, bool]:
+    draft = _draft(request, planning)
+    try:
+        job = planning.database.transact(lambda connection: _insert(connection, request, draft))
+    except IntegrityError:
+        # Another request with this key was faster, by less than it took to plan this one.
+        earlier = _find_earlier(planning.database, request)
+        if earlier is None:
+            raise
+        return earlier, False
+    log.info("job_submitted", job_id=job.id, kind=draft.spec.kind, items=draft.rows.count, chunks=len(draft.ranges))
+    if ring is not None:
+        for kind in sorted({before.spec.kind for before in draft.before} - {draft.spec.kind}):
+            ring(kind)
+    return job.id, True
+
+
+def _draft(request: _Request, planning: Planning) -> Draft:
+    spec = request.spec
+    if isinstance(spec, FinetuneSpec):
+        return finetuning.draft(planning.database, planning.tenant_key, spec, planning.resolve_model)
+    if isinstance(spec, EvaluateSpec):
+        return evaluating.draft(planning, spec)
+    return summarizing.draft(planning, spec, rows=None if request.origin is None else request.origin.rows)
+
+
+def _insert(connection: Connection, request: _Request, draft: Draft) -> InsertedJob:
+    """Write the job and those that it waits for, in one transaction: all of them or none."""
+    keys = [_insert(connection, _part_of(request, before), before).key for before in draft.before]
     new = NewJob(
         tenant_key=request.tenant_key,
         spec=draft.spec,
@@ -96,49 +118,25 @@ def _submit_new(
         idempotency_key=request.idempotency_key,
         dataset_key=draft.dataset_key,
         recipe=draft.recipe,
-        model_key=draft.model.key,
-        model_digest=draft.model.digest,
+        model_key=None if draft.model is None else draft.model.key,
+        model_digest="" if draft.model is None else draft.model.digest,
         rows=draft.rows,
         distinct_dialogues=draft.distinct_dialogues,
         chunks=len(draft.ranges),
         retry_of_key=None if request.origin is None else request.origin.job_key,
         warnings=draft.warnings,
+        needs=(*draft.needs, *keys),
+        model_job_key=draft.model_job_key,
     )
-    try:
-        job_id = database.transact(lambda connection: insert_job(connection, new, draft.ranges))
-    except IntegrityError:
-        # Another request with this key was faster, by less than it took to plan this one.
-        earlier = _find_earlier(database, request)
-        if earlier is None:
-            raise
-        return earlier, False
-    log.info("job_submitted", job_id=job_id, kind=new.spec.kind, items=new.rows.count, chunks=new.chunks)
-    return job_id, True
+    job = insert_job_row(connection, new, draft.ranges)
+    if draft.record is not None:
+        draft.record(connection, job.key, keys)
+    return job
 
 
-def _draft(
-    database: Database,
-    request: _Request,
-    spec: SummarizeSpec,
-    resolve_model: Callable[[str], ResolvedModel],
-    live_within_s: float,
-) -> Draft:
-    prompt = prompts.get(spec.prompt)
-    with database.read() as connection:
-        dataset = get_ready(connection, request.tenant_key, spec.dataset)
-    rows = select_rows(spec.select, dataset.rows) if request.origin is None else request.origin.rows
-    model = resolve_model(spec.model)
-    with database.read() as connection:
-        ranges = _plan(connection, request.tenant_key, dataset, rows, model.digest, live_within_s)
-    return Draft(
-        spec=spec,
-        dataset_key=dataset.key,
-        model=model,
-        rows=rows,
-        ranges=tuple(ranges),
-        recipe=recipe(spec, model_digest=model.digest, prompt_digest=prompt.digest),
-        distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
-    )
+def _part_of(request: _Request, before: Draft) -> _Request:
+    digest = digest_of(before.spec.model_dump(mode="json"))
+    return _Request(request.tenant_key, before.spec, digest, idempotency_key=None, origin=None)
 
 
 def _find_earlier(database: Database, request: _Request) -> str | None:
@@ -155,19 +153,3 @@ def _find_earlier(database: Database, request: _Request) -> str | None:
             f"The Idempotency-Key '{request.idempotency_key}' was used for the job {job_id} with another body. Use a new key."
         )
     return job_id
-
-
-def _plan(
-    connection: Connection, tenant_key: int, dataset: Row[Any], rows: JobRows, model_digest: str, live_within_s: float
-) -> list[Range]:
-    size = plan.chunk_size(
-        min(rows.count, dataset.dialogues),
-        live_workers=workers.count_live(connection, within_s=live_within_s),
-        dialogues_per_s=plan.measured_speed(connection, tenant_key, model_digest),
-    )
-    ranges: Iterable[Range]
-    if rows.count == dataset.rows:
-        ranges = plan.plan_all(dataset.dialogues, size)
-    else:
-        ranges = plan.cut(plan.selected_ranks(connection, dataset.key, rows), size)
-    return list(ranges)

@@ -83,8 +83,10 @@ def _create_cases() -> None:
         sa.Column("outcome", sa.String(length=20), nullable=False),
         sa.Column("missing", sa.JSON(), nullable=False),
         sa.Column("empty", sa.JSON(), nullable=False),
+        sa.Column("differing", sa.Boolean(), nullable=False),
         sa.Column("chunk_key", KEY, nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("job_key", "dialogue_key", name=op.f("pk_evaluation_cases")),
     )
     op.create_index("ix_evaluation_cases_row", "evaluation_cases", ["job_key", "row_number"])

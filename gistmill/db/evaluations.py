@@ -1,0 +1,115 @@
+"""Evaluations in SQL: what they compare, which models those summaries come from, and on what those were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select
+
+from gistmill.db.jobs import JobRows
+from gistmill.db.lineage import find_origin
+from gistmill.db.tables import evaluation_systems, evaluations, jobs, models, recipes
+from gistmill.specs import digest_of
+from gistmill.states import JobKind, JobState
+
+LONGEST_CHAIN = 100
+
+
+@dataclass(frozen=True)
+class System:
+    """One of those that are compared: the summaries of a job, or a column of a file."""
+
+    number: int
+    name: str
+    summaries_key: int | None = None
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluate job compares, the baseline first."""
+
+    job_key: int
+    predictions_key: int | None
+    systems: tuple[System, ...]
+    is_aggregated: bool
+
+
+def add(
+    connection: Connection,
+    job_key: int,
+    *,
+    cases: int,
+    predictions_key: int | None,
+    systems: Sequence[System],
+) -> None:
+    """Write what a new job compares."""
+    row = {"job_key": job_key, "cases": cases, "notes": [], "predictions_key": predictions_key}
+    connection.execute(insert(evaluations).values(row))
+    connection.execute(
+        insert(evaluation_systems),
+        [
+            {
+                "job_key": job_key,
+                "number": system.number,
+                "name": system.name,
+                "summaries_key": system.summaries_key,
+                "column_name": system.column,
+            }
+            for system in systems
+        ],
+    )
+
+
+def load(connection: Connection, job_key: int) -> Evaluation:
+    """Return what the job compares."""
+    row = connection.execute(select(evaluations).where(evaluations.c.job_key == job_key)).one()
+    systems = tuple(list_systems(connection, job_key))
+    return Evaluation(job_key, row.predictions_key, systems, row.aggregated_at is not None)
+
+
+def list_systems(connection: Connection, job_key: int) -> list[System]:
+    """Return the compared, the baseline first."""
+    query = select(evaluation_systems).where(evaluation_systems.c.job_key == job_key).order_by(evaluation_systems.c.number)
+    return [System(row.number, row.name, row.summaries_key, row.column_name) for row in connection.execute(query)]
+
+
+def list_sources(connection: Connection, systems: Sequence[System]) -> dict[int, Row[Any]]:
+    """Return the jobs that made the systems' summaries, by the system's number; columns have none."""
+    keys = {system.number: system.summaries_key for system in systems if system.summaries_key is not None}
+    rows = {row.key: row for row in connection.execute(select(jobs).where(jobs.c.key.in_(set(keys.values()))))}
+    return {number: rows[key] for number, key in keys.items()}
+
+
+def find_completed(
+    connection: Connection, tenant_key: int, *, recipe: dict[str, Any], dataset_key: int, rows: JobRows
+) -> int | None:
+    """Return the newest job that has a summary by this recipe for each of these rows, or None. Listed rows are not compared."""
+    if rows.listed is not None:
+        return None
+    query = (
+        select(jobs.c.key)
+        .join(recipes, recipes.c.key == jobs.c.recipe_key)
+        .where(recipes.c.tenant_key == tenant_key, recipes.c.digest == digest_of(recipe))
+        .where(jobs.c.tenant_key == tenant_key, jobs.c.kind == JobKind.SUMMARIZE, jobs.c.state == JobState.COMPLETED)
+        .where(jobs.c.dataset_key == dataset_key, jobs.c.failed == 0)
+        .where(jobs.c.row_start == rows.start, jobs.c.row_stop == rows.stop, jobs.c.row_step == rows.step)
+        .order_by(jobs.c.key.desc())
+        .limit(1)
+    )
+    return connection.execute(query).scalar_one_or_none()
+
+
+def trainings_of(connection: Connection, model_key: int) -> list[Row[Any]]:
+    """Return the finetune jobs that made a model version and what it stands on, newest first."""
+    trainings: list[Row[Any]] = []
+    row: Row[Any] | None = connection.execute(select(models).where(models.c.key == model_key)).one_or_none()
+    for _ in range(LONGEST_CHAIN):
+        if row is None:
+            break
+        if row.job_key is not None:
+            trainings += connection.execute(select(jobs).where(jobs.c.key == row.job_key)).all()
+        row = find_origin(connection, row)
+    return trainings

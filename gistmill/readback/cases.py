@@ -1,0 +1,196 @@
+"""The cases of an evaluation side by side: in the order of the data, or the worst or best first."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, Subquery, func, select
+
+from gistmill.db import cases as case_rows
+from gistmill.db import evaluations
+from gistmill.db.bulk import is_among
+from gistmill.db.evaluations import Evaluation
+from gistmill.db.session import Database
+from gistmill.db.tables import dataset_rows, dialogues, evaluation_cases, score_means, scores
+from gistmill.errors import InvalidInput
+from gistmill.readback.comparisons import ROUGE, get_row
+from gistmill.views import CaseView
+
+CaseOrder = Literal["input", "worst", "best"]
+PAGE = 200
+DELTA = "delta"
+
+
+@dataclass(frozen=True)
+class CaseQuery:
+    """Which cases, in which order. `by` is delta, or a measure of the system; None stands for the usual choice."""
+
+    order: CaseOrder = "input"
+    by: str = DELTA
+    measure: str | None = None
+    system: str | None = None
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The measure and the numbers of the systems that a query means."""
+
+    measure: str
+    system: int
+    baseline: int
+
+
+def read_cases(
+    database: Database,
+    tenant_key: int,
+    job_id: str,
+    query: CaseQuery | None = None,
+    *,
+    after: str | None = None,
+    limit: int = PAGE,
+) -> list[CaseView]:
+    """Return at most `limit` cases behind the cursor.
+
+    In input order they are there as soon as they are recorded; the worst and best are of those that were scored.
+
+    Raises:
+        UnknownComparison: this tenant has no evaluate job of this id.
+        InvalidInput: the cursor cannot be read, or no such measure or system was scored.
+    """
+    query = query or CaseQuery()
+    position = 0 if after is None else _parse(after)
+    with database.read() as connection:
+        job = get_row(connection, tenant_key, job_id)
+        evaluation = evaluations.load(connection, job.job_key)
+        choice = _choose(connection, evaluation, query)
+        if query.order == "input":
+            found = _in_input_order(connection, job.job_key, position, limit)
+        else:
+            found = _ranked(connection, job.job_key, query, choice, position, limit)
+        views = _views(connection, job, evaluation, found, choice)
+    if query.order == "input":
+        return views
+    return [view.model_copy(update={"cursor": f"c:{position + place}"}) for place, view in enumerate(views, start=1)]
+
+
+def _choose(connection: Connection, evaluation: Evaluation, query: CaseQuery) -> _Choice | None:
+    """Return what the query means, or None while nothing is scored."""
+    names = [system.name for system in evaluation.systems]
+    system = _place(query.system, names, "system") if query.system else len(names) - 1
+    baseline = _place(query.baseline, names, "system") if query.baseline else 0
+    known = select(score_means.c.measure).where(score_means.c.job_key == evaluation.job_key).distinct()
+    measures = sorted(connection.execute(known).scalars())
+    if not measures:
+        return None
+    wanted = query.by if query.by != DELTA else query.measure
+    if wanted is not None:
+        return _Choice(measures[_place(wanted, measures, "measure")], system, baseline)
+    usual = next((name for name in reversed(ROUGE) if name in measures), measures[0])
+    return _Choice(usual, system, baseline)
+
+
+def _place(name: str, known: Sequence[str], what: str) -> int:
+    if name in known:
+        return known.index(name)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise InvalidInput(f"There is no {what} '{name[:60]}' in this evaluation. There are: {', '.join(known)}.{hint}")
+
+
+def _in_input_order(connection: Connection, job_key: int, position: int, limit: int) -> Sequence[Row[Any]]:
+    query = select(evaluation_cases).where(evaluation_cases.c.job_key == job_key, evaluation_cases.c.row_number >= position)
+    return connection.execute(query.order_by(evaluation_cases.c.row_number).limit(limit)).all()
+
+
+def _ranked(
+    connection: Connection, job_key: int, query: CaseQuery, choice: _Choice | None, position: int, limit: int
+) -> Sequence[Row[Any]]:
+    if choice is None:
+        return []
+    system, baseline = (_of_system(job_key, number, choice.measure) for number in (choice.system, choice.baseline))
+    value = system.c.value - baseline.c.value if query.by == DELTA else system.c.value
+    ranked = (
+        select(evaluation_cases)
+        .join(system, system.c.dialogue_key == evaluation_cases.c.dialogue_key)
+        .join(baseline, baseline.c.dialogue_key == evaluation_cases.c.dialogue_key)
+        .where(evaluation_cases.c.job_key == job_key)
+        .order_by(value if query.order == "worst" else value.desc(), evaluation_cases.c.row_number)
+    )
+    return connection.execute(ranked.limit(limit).offset(position)).all()
+
+
+def _of_system(job_key: int, number: int, measure: str) -> Subquery:
+    """The score of each case: under the rule `each`, the mean of its rows."""
+    query = select(scores.c.dialogue_key, func.avg(scores.c.fmeasure).label("value")).where(
+        scores.c.job_key == job_key, scores.c.system == number, scores.c.measure == measure
+    )
+    return query.group_by(scores.c.dialogue_key).subquery()
+
+
+def _views(
+    connection: Connection, job: Row[Any], evaluation: Evaluation, found: Sequence[Row[Any]], choice: _Choice | None
+) -> list[CaseView]:
+    keys = [row.dialogue_key for row in found]
+    if not keys:
+        return []
+    names = {system.number: system.name for system in evaluation.systems}
+    cases = {case.dialogue_key: case for case in case_rows.load_cases(connection, job, evaluation, keys)}
+    texts = dict(
+        connection.execute(select(dialogues.c.key, dialogues.c.text).where(is_among(connection, dialogues.c.key, keys))).all()
+    )
+    ids = _item_ids(connection, job.dataset_key, [row.row_number for row in found])
+    scored = _scores(connection, job.job_key, keys)
+    views = []
+    for row in found:
+        case, of = cases[row.dialogue_key], scored.get(row.dialogue_key, {})
+        views.append(
+            CaseView(
+                cursor=f"c:{row.row_number + 1}",
+                row=row.row_number,
+                id=ids[row.row_number],
+                outcome=row.outcome,
+                dialogue=texts[row.dialogue_key],
+                references=case.references,
+                summaries={name: case.rows[0].texts.get(number) for number, name in names.items()},
+                scores={name: of[number] for number, name in names.items() if number in of},
+                delta=_delta(of, choice),
+            )
+        )
+    return views
+
+
+def _item_ids(connection: Connection, dataset_key: int, numbers: Sequence[int]) -> dict[int, str]:
+    query = select(dataset_rows.c.row_number, dataset_rows.c.id).where(
+        dataset_rows.c.dataset_key == dataset_key, is_among(connection, dataset_rows.c.row_number, numbers)
+    )
+    return {row.row_number: row.id for row in connection.execute(query)}
+
+
+def _scores(connection: Connection, job_key: int, keys: Sequence[int]) -> dict[int, dict[int, dict[str, float]]]:
+    """Return the F-measures of these cases by dialogue, system and measure."""
+    query = (
+        select(scores.c.dialogue_key, scores.c.system, scores.c.measure, func.avg(scores.c.fmeasure).label("value"))
+        .where(scores.c.job_key == job_key, is_among(connection, scores.c.dialogue_key, keys))
+        .group_by(scores.c.dialogue_key, scores.c.system, scores.c.measure)
+    )
+    found: dict[int, dict[int, dict[str, float]]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.dialogue_key, {}).setdefault(row.system, {})[row.measure] = row.value
+    return found
+
+
+def _delta(of: dict[int, dict[str, float]], choice: _Choice | None) -> float | None:
+    if choice is None or choice.system not in of or choice.baseline not in of:
+        return None
+    return of[choice.system][choice.measure] - of[choice.baseline][choice.measure]
+
+
+def _parse(cursor: str) -> int:
+    kind, _, number = cursor.partition(":")
+    if kind == "c" and number.isascii() and number.isdigit() and len(number) < 19:
+        return int(number)
+    raise InvalidInput(f"'{cursor[:40]}' is not a cursor. Give back the `cursor` of a line that you have read.")

@@ -1,0 +1,127 @@
+"""A summarize job before it is written: its rows cut into chunks, and the recipe that decides its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from gistmill import plan
+from gistmill.db import prompts as prompt_rows
+from gistmill.db import workers
+from gistmill.db.jobs import JobRows
+from gistmill.db.session import Database
+from gistmill.db.tables import jobs, models
+from gistmill.errors import InvalidSpec, UnknownJob
+from gistmill.plan import Range
+from gistmill.specs import SummarizeSpec, recipe
+from gistmill.specs.evaluate import OF_A_JOB
+from gistmill.states import JobKind, JobState
+from gistmill.submit.drafts import Draft, ResolvedModel, get_ready, select_rows
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Who asks, how a model reference is looked up, and how many workers share the work."""
+
+    database: Database
+    tenant_key: int
+    resolve_model: Callable[[str], ResolvedModel]
+    live_within_s: float
+
+
+def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = None) -> Draft:
+    """Return the job of this spec; with `rows` it takes those, whatever the spec selects.
+
+    A model `job:ID` is what that finetune job has made, or will make: then the job waits for it.
+
+    Raises:
+        UnknownDataset, UnknownModel, UnknownPrompt, UnknownJob, InvalidSelection, DatasetLoading: nothing can be planned.
+        InvalidSpec: `job:ID` names a job that makes no model, or that has failed.
+    """
+    with planning.database.read() as connection:
+        prompt = prompt_rows.get(connection, planning.tenant_key, spec.prompt)
+        dataset = get_ready(connection, planning.tenant_key, spec.dataset)
+        maker = find_maker(connection, planning.tenant_key, spec.model)
+        made = None if maker is None else find_product(connection, maker.key)
+    # A name may mean a newer version by the time that a worker looks.
+    spec = spec.model_copy(update={"prompt": prompt.reference})
+    taken = rows or select_rows(spec.select, dataset.rows)
+    if maker is not None and made is None:
+        return _draft_waiting(planning, spec, dataset, taken, maker.key)
+    model = planning.resolve_model(made or spec.model)
+    ranges = plan_ranges(planning, dataset, taken, model.digest)
+    return Draft(
+        spec=spec.model_copy(update={"model": made or spec.model}),
+        dataset_key=dataset.key,
+        model=model,
+        rows=taken,
+        ranges=ranges,
+        recipe=recipe(spec, model_digest=model.digest, prompt_digest=prompt.digest),
+        distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
+    )
+
+
+def find_maker(connection: Connection, tenant_key: int, model: str) -> Row[Any] | None:
+    """Return the row of the finetune job that `job:ID` names, or None when the reference is of another form.
+
+    Raises:
+        UnknownJob: there is no such job.
+        InvalidSpec: it makes no model, or has ended without one.
+    """
+    if not model.startswith(OF_A_JOB):
+        return None
+    job_id = model.removeprefix(OF_A_JOB)
+    query = select(jobs).where(jobs.c.tenant_key == tenant_key, jobs.c.id == job_id)
+    job: Row[Any] | None = connection.execute(query).one_or_none()
+    if job is None:
+        raise UnknownJob(f"There is no job '{job_id[:60]}'. List them with: gistmill jobs list")
+    if job.kind != JobKind.FINETUNE:
+        raise InvalidSpec(f"The job cannot run as written: /model: {job_id} is a {job.kind} job and makes no model.")
+    if job.state in (JobState.FAILED, JobState.CANCELLED, JobState.CANCELLING):
+        raise InvalidSpec(f"The job cannot run as written: /model: {job_id} is {job.state}. Retry it first.")
+    return job
+
+
+def find_product(connection: Connection, job_key: int) -> str | None:
+    """Return the reference of the model version that a finetune job has made, or None when it has not yet."""
+    row = connection.execute(select(models.c.name, models.c.version).where(models.c.job_key == job_key)).one_or_none()
+    return None if row is None else f"{row.name}@{row.version}"
+
+
+def plan_ranges(planning: Planning, dataset: Row[Any], rows: JobRows, model_digest: str | None) -> tuple[Range, ...]:
+    """Cut these rows into chunks of a size that suits the model's measured speed and the live workers."""
+    with planning.database.read() as connection:
+        speed = None if model_digest is None else plan.measured_speed(connection, planning.tenant_key, model_digest)
+        size = plan.chunk_size(
+            min(rows.count, dataset.dialogues),
+            live_workers=workers.count_live(connection, within_s=planning.live_within_s),
+            dialogues_per_s=speed,
+        )
+        return cut_rows(connection, dataset, rows, size)
+
+
+def cut_rows(connection: Connection, dataset: Row[Any], rows: JobRows, size: int) -> tuple[Range, ...]:
+    """Cut these rows of a dataset into ranges of ranks with `size` of their dialogues each."""
+    ranges: Iterable[Range]
+    if rows.count == dataset.rows:
+        ranges = plan.plan_all(dataset.dialogues, size)
+    else:
+        ranges = plan.cut(plan.selected_ranks(connection, dataset.key, rows), size)
+    return tuple(ranges)
+
+
+def _draft_waiting(planning: Planning, spec: SummarizeSpec, dataset: Row[Any], rows: JobRows, maker_key: int) -> Draft:
+    ranges = plan_ranges(planning, dataset, rows, None)
+    return Draft(
+        spec=spec,
+        dataset_key=dataset.key,
+        model=None,
+        rows=rows,
+        ranges=ranges,
+        distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
+        needs=(maker_key,),
+        model_job_key=maker_key,
+    )

@@ -1,0 +1,245 @@
+"""The last chunk of an evaluation: all scores become means, comparisons, counts and a signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from sqlalchemy import Connection, select
+
+from gistmill import __version__
+from gistmill.db import evaluations
+from gistmill.db import scores as score_rows
+from gistmill.db.claim import Claim
+from gistmill.db.evaluations import Evaluation
+from gistmill.db.scores import StoredScore
+from gistmill.db.session import Database
+from gistmill.db.tables import datasets
+from gistmill.errors import NothingToScore
+from gistmill.faults import point
+from gistmill.specs import EvaluateSpec
+from workers.evaluation import statistics
+from workers.handlers.base import Lease
+
+log = structlog.get_logger(__name__)
+
+TICK_SCORES = 50_000
+REASONS = {
+    "failed": "a model has no summary of them",
+    "example": "a prompt shows them as an example",
+    "trained": "a model was trained on them",
+    "no_reference": "they have no reference",
+}
+
+
+@dataclass
+class _Series:
+    """The scores of one measure: per system, the sum over the rows of each case, and how many rows that are."""
+
+    sums: list[dict[int, float]]
+    precision: list[float]
+    recall: list[float]
+    rows: dict[int, int] = field(default_factory=dict)
+    has_parts: bool = True
+
+
+def aggregate(
+    database: Database,
+    claim: Claim,
+    lease: Lease,
+    spec: EvaluateSpec,
+    evaluation: Evaluation,
+    metrics: Sequence[str],
+) -> None:
+    """Write what the scores of the job come to. The same scores give the same bytes, whoever aggregates.
+
+    Raises:
+        NothingToScore: every case was left out; the message says why.
+        LeaseLost, JobEnded: as when scores are recorded.
+    """
+    if evaluation.is_aggregated:
+        return
+    names = [system.name for system in evaluation.systems]
+    with database.read() as connection:
+        counts = score_rows.count_outcomes(connection, claim.job_key)
+        notes = _notes(connection, claim, evaluation, counts)
+        signature = _signature(connection, claim, spec, evaluation, metrics, counts)
+        if not counts.get("scored"):
+            raise NothingToScore(f"No case is left to score: {'; '.join(_left_out(counts))}.")
+        series = _read(score_rows.read_all(connection, claim.job_key), len(names), lease)
+    lease.check()
+    means, pairs = _compute(series, spec, len(names), lease.check)
+    lease.check_write()
+    point("aggregate.begun", claim=claim)
+    write = partial(
+        score_rows.record_aggregates,
+        claim=claim,
+        means=means,
+        pairs=pairs,
+        counts=counts,
+        signature=signature,
+        notes=notes,
+    )
+    database.transact(write)
+    point("aggregate.committed", claim=claim)
+    log.info("evaluation_aggregated", job_id=claim.job_id, cases=counts["scored"], systems=len(names))
+
+
+def _read(scores: Iterable[StoredScore], systems: int, lease: Lease) -> dict[str, _Series]:
+    """Add up the scores of each measure, per system and case."""
+    series: dict[str, _Series] = {}
+    for count, score in enumerate(scores, start=1):
+        if count % TICK_SCORES == 0:
+            lease.check()
+        of = series.get(score.measure)
+        if of is None:
+            of = series[score.measure] = _Series([{} for _ in range(systems)], [0.0] * systems, [0.0] * systems)
+        sums = of.sums[score.system]
+        sums[score.dialogue_key] = sums.get(score.dialogue_key, 0.0) + score.fmeasure
+        if score.system == 0:
+            of.rows[score.dialogue_key] = of.rows.get(score.dialogue_key, 0) + 1
+        if score.precision is None or score.recall is None:
+            of.has_parts = False
+        else:
+            of.precision[score.system] += score.precision
+            of.recall[score.system] += score.recall
+    return dict(sorted(series.items()))
+
+
+def _compute(
+    series: Mapping[str, _Series], spec: EvaluateSpec, systems: int, tick: Callable[[], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of score_means and comparisons."""
+    values: dict[str, NDArray[np.float64]] = {}
+    weights: NDArray[np.float64] | None = None
+    for measure, of in series.items():
+        keys = list(of.rows)
+        weights = np.array([of.rows[key] for key in keys], dtype=np.float64)
+        values[measure] = np.array([[of.sums[system][key] for key in keys] for system in range(systems)]) / weights
+    found = statistics.aggregate(values, weights=weights, resamples=spec.resamples, seed=spec.seed, tick=tick)
+    means = [_mean_row(system, measure, mean, series[measure]) for (system, measure), mean in found.means.items()]
+    pairs = [_pair_row(*key, pair) for key, pair in found.pairs.items()]
+    return means, pairs
+
+
+def _mean_row(system: int, measure: str, mean: statistics.Mean, series: _Series) -> dict[str, Any]:
+    rows = sum(series.rows.values())
+    return {
+        "system": system,
+        "measure": measure,
+        "cases": mean.cases,
+        "precision": series.precision[system] / rows if series.has_parts else None,
+        "recall": series.recall[system] / rows if series.has_parts else None,
+        "fmeasure": mean.value,
+        **_limits(mean.levels),
+    }
+
+
+def _pair_row(measure: str, system: int, baseline: int, pair: statistics.Pair) -> dict[str, Any]:
+    return {
+        "measure": measure,
+        "system": system,
+        "baseline": baseline,
+        "cases": pair.cases,
+        "delta": pair.delta,
+        **_limits(pair.levels),
+        "p_value": pair.p_value,
+        "p_adjusted": pair.p_adjusted,
+        "wins": pair.wins,
+        "ties": pair.ties,
+        "losses": pair.losses,
+    }
+
+
+def _limits(levels: Mapping[str, tuple[float, float]] | None) -> dict[str, Any]:
+    low, high = levels["95"] if levels else (None, None)
+    return {"low": low, "high": high, "levels": None if levels is None else {name: list(both) for name, both in levels.items()}}
+
+
+def _signature(
+    connection: Connection,
+    claim: Claim,
+    spec: EvaluateSpec,
+    evaluation: Evaluation,
+    metrics: Sequence[str],
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return what someone needs to get the same figures again."""
+    dataset = connection.execute(select(datasets).where(datasets.c.key == claim.dataset_key)).one()
+    signature = {
+        "metrics": "+".join(metrics),
+        "value": "f-measure",
+        "stemming": "yes" if spec.stemming else "no",
+        "references": spec.references,
+        "lsum": "newlines",
+        "cases": _case_rule(dataset.mapping),
+        "scored": counts.get("scored", 0),
+        "interval": f"percentile-bootstrap-over-cases-{spec.resamples}",
+        "test": f"approximate-randomization-{spec.resamples}",
+        "seed": spec.seed,
+        "data": dataset.digest[:16],
+    }
+    if spec.select:
+        signature["select"] = spec.select[:100]
+    if len(evaluation.systems) > 2:
+        signature["correction"] = "holm"
+    if evaluation.predictions_key not in (None, claim.dataset_key):
+        query = select(datasets.c.digest).where(datasets.c.key == evaluation.predictions_key)
+        signature["predictions"] = connection.execute(query).scalar_one()[:16]
+    return signature | {"gistmill": __version__}
+
+
+def _case_rule(mapping: Mapping[str, Any]) -> str:
+    """Return what makes rows one case: the dialogue, a column that stands for it, or nothing."""
+    if not mapping.get("predictions"):
+        return "dialogue"
+    return f"column-{mapping['dialogue']}" if mapping.get("dialogue") else "each-row"
+
+
+def _notes(connection: Connection, claim: Claim, evaluation: Evaluation, counts: Mapping[str, int]) -> list[str]:
+    """Return what a reader of the figures must know."""
+    names = [system.name for system in evaluation.systems]
+    notes = []
+    if left_out := _left_out(counts):
+        total = sum(counts.values())
+        notes.append(f"{total - counts.get('scored', 0)} of {total} cases are left out of every figure: {'; '.join(left_out)}.")
+    missing, differing = [0] * len(names), 0
+    for flaws in score_rows.read_flaws(connection, claim.job_key):
+        differing += flaws.is_differing
+        for number in flaws.missing:
+            missing[number] += 1
+    notes += [f"{name} has no summary of {count} cases." for name, count in zip(names, missing, strict=True) if count]
+    if differing:
+        notes.append(
+            f"The rows of {differing} cases hold different summaries: the first counts. To score every row: --references each."
+        )
+    if counts.get("scored") == 1:
+        notes.append("One case alone has no interval and no p-value.")
+    return notes + _differences(connection, evaluation)
+
+
+def _left_out(counts: Mapping[str, int]) -> list[str]:
+    return [f"{counts[outcome]} because {reason}" for outcome, reason in REASONS.items() if counts.get(outcome)]
+
+
+def _differences(connection: Connection, evaluation: Evaluation) -> list[str]:
+    """Name what the compared do not share, so that a difference of scores may have another cause than the model."""
+    sources = evaluations.list_sources(connection, evaluation.systems)
+    notes = []
+    for what in ("prompt", "generation", "max_input_tokens", "on_overflow", "precision"):
+        of = {system.name: sources[system.number].spec.get(what) for system in evaluation.systems if system.number in sources}
+        if len({repr(value) for value in of.values()}) > 1:
+            each = "; ".join(f"{name}: {_shown(value)}" for name, value in of.items())
+            notes.append(f"The compared differ in {what.replace('_', ' ')}: {each}.")
+    return notes
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{name} {item}" for name, item in value.items())
