@@ -12,8 +12,9 @@ import structlog
 from sqlalchemy import literal_column, select
 
 from gistmill.db import chunks as chunk_rows
-from gistmill.db import crashes
+from gistmill.db import crashes, endings
 from gistmill.db import workers as worker_rows
+from gistmill.db.dependencies import waits_in_vain
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs
 from gistmill.errors import StoreUnavailable
@@ -91,14 +92,23 @@ class Sweeper:
         self._next = time.monotonic() + self.settings.sweep_s * random.uniform(0.8, 1.2)
 
     def sweep(self) -> None:
-        """Reap, close, settle and ring once."""
+        """Reap, judge, close, settle and ring once."""
         if self.contact.has_lasted():
             reap = partial(crashes.reap, budgets=budgets(self.settings), limit=PAGE, may_reap=self.contact.has_lasted)
             if reaped := self.database.transact(reap):
                 log.info("leases_reaped", chunks=reaped)
+        for job_key in self._find_unjudged():
+            self.database.transact(partial(endings.look_again, job_key=job_key))
         for job_key in self._find_unclosed():
             self.database.transact(partial(chunk_rows.close_ended, job_key=job_key))
         ring_waiting(self.database, self.bells, self.settings)
+
+    def _find_unjudged(self) -> list[int]:
+        """Return jobs that wait although their needs have completed, or one of them is lost."""
+        with self.database.read() as connection:
+            return list(
+                connection.execute(select(jobs.c.key).where(waits_in_vain()).order_by(jobs.c.key).limit(PAGE)).scalars()
+            )
 
     def _find_unclosed(self) -> list[int]:
         """Return jobs that ended but hold queued chunks, or hold no chunk but have not ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import structlog
 from sqlalchemy import Row
 
 from gistmill import errors
-from gistmill.control.wishes import Ring
+from gistmill.control.wishes import Ring, ring_all
 from gistmill.db import retrying
 from gistmill.db.session import Database
 from gistmill.errors import ItemError, NothingToRetry
@@ -47,7 +48,7 @@ def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | N
     Raises:
         UnknownJob: there is no such job of this tenant.
         JobNotOver: the job runs, or another retry was faster.
-        NothingToRetry: no item is missing, or none of those that `missing` names.
+        NothingToRetry: no item is missing, or none of those that `missing` names; or a job that this one needs is lost.
     """
     missing = missing or Missing()
     with database.read() as connection:
@@ -62,25 +63,32 @@ def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | N
         if found == 0:
             raise NothingToRetry(_why_nothing(job, missing))
         chunk_keys = retrying.find_chunks(connection, job, missing.codes)
-    database.transact(partial(retrying.reopen, job=job, chunk_keys=chunk_keys, codes=missing.codes))
-    items = int(found)
-    log.info("job_retried", job_id=job_id, items=items, chunks=len(chunk_keys), attempt=job.attempt + 1)
-    if ring is not None:
-        ring(job.kind)
-    return items
+    _reopen(database, job, chunk_keys, codes=missing.codes, items=int(found), ring=ring)
+    return int(found)
 
 
 def _run_again(database: Database, job: Row[Any], ring: Ring | None) -> int:
-    """Queue the one chunk of a job without items, which goes on where it stopped; nothing of it counts as an item."""
+    """Queue the chunks of a job without items, which go on where they stopped; nothing of them counts as an item."""
     if job.state == JobState.COMPLETED:
         raise NothingToRetry(f"The job {job.id} has done what it was to do.")
     with database.read() as connection:
         chunk_keys = retrying.chunk_keys(connection, job.key)
-    database.transact(partial(retrying.reopen, job=job, chunk_keys=chunk_keys, codes=None))
-    log.info("job_retried", job_id=job.id, items=0, chunks=len(chunk_keys), attempt=job.attempt + 1)
-    if ring is not None:
-        ring(job.kind)
+    _reopen(database, job, chunk_keys, codes=None, items=0, ring=ring)
     return 0
+
+
+def _reopen(
+    database: Database,
+    job: Row[Any],
+    chunk_keys: Sequence[int],
+    *,
+    codes: Sequence[str] | None,
+    items: int,
+    ring: Ring | None,
+) -> None:
+    released = database.transact(partial(retrying.reopen, job=job, chunk_keys=chunk_keys, codes=codes))
+    log.info("job_retried", job_id=job.id, items=items, chunks=len(chunk_keys), attempt=job.attempt + 1)
+    ring_all(ring, released)
 
 
 def _why_nothing(job: Row[Any], missing: Missing) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from sqlalchemy import select, update
 
 from gistmill.db import chunks as chunk_rows
+from gistmill.db import endings
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs
 from gistmill.errors import JobIsOver, UnknownJob
@@ -48,7 +49,9 @@ def pause(database: Database, tenant_key: int, job_id: str) -> None:
 
 
 def resume(database: Database, tenant_key: int, job_id: str, *, ring: Ring | None = None) -> None:
-    """Let a paused job go on, and wake a worker for it. A job that was not paused stays as it is.
+    """Let a paused job go on, and wake workers for it. A job that was not paused stays as it is.
+
+    Whether it still waits for other jobs, and whether any chunk of it is left, is looked at again.
 
     Raises:
         UnknownJob: there is no such job of this tenant.
@@ -58,10 +61,15 @@ def resume(database: Database, tenant_key: int, job_id: str, *, ring: Ring | Non
     if key is None:
         _explain(database, tenant_key, job_id, "resumed")
         return
-    # Its last chunk may have ended in a way that left the end of the job to us.
-    database.transact(partial(chunk_rows.settle, job_key=key))
+    released = database.transact(partial(endings.look_again, job_key=key))
+    ring_all(ring, released | {kind_of(database, key)})
+
+
+def ring_all(ring: Ring | None, kinds: Collection[str]) -> None:
+    """Ring the queues of these kinds; call it when the transaction has committed."""
     if ring is not None:
-        ring(kind_of(database, key))
+        for kind in sorted(kinds):
+            ring(kind)
 
 
 def kind_of(database: Database, job_key: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, distinct, func, select, text
 from sqlalchemy.sql.selectable import ScalarSelect
 
+from gistmill.db.dependencies import waits_in_vain
 from gistmill.db.session import Database
 from gistmill.db.tables import (
     chunks,
@@ -14,14 +15,16 @@ from gistmill.db.tables import (
     dataset_rows,
     datasets,
     dialogues,
+    evaluation_cases,
     generations,
     job_rows,
     jobs,
     recipes,
     results,
+    scores,
     tenants,
 )
-from gistmill.states import FINAL_JOB_STATES, ChunkState
+from gistmill.states import FINAL_JOB_STATES, KINDS_WITH_ITEMS, ChunkState
 
 # Foreign keys would look at every row that is written; see ADR 5.
 NAMES = {
@@ -35,18 +38,22 @@ NAMES = {
     dataset_dialogues.c.dialogue_key: dialogues,
     job_rows.c.job_key: jobs,
     dialogues.c.tenant_key: tenants,
+    evaluation_cases.c.job_key: jobs,
+    evaluation_cases.c.dialogue_key: dialogues,
+    scores.c.job_key: jobs,
+    scores.c.dialogue_key: dialogues,
 }
 
 
 def check(database: Database) -> list[str]:
-    """Return a line for each counter that differs from the rows, and for each column that names rows that are not there.
+    """Return a line for each counter that differs from the rows, for names of rows that are not there, and for forgotten jobs.
 
     One statement counts a job, so it may be running.
 
     Raises:
         StoreUnavailable: the database does not answer.
     """
-    return [*_recount(database), *_find_nameless(database)]
+    return [*_recount(database), *_find_nameless(database), *_find_forgotten(database)]
 
 
 def _find_nameless(database: Database) -> list[str]:
@@ -59,6 +66,14 @@ def _find_nameless(database: Database) -> list[str]:
         if count:
             found.append(f"{column.table.name}.{column.name}: {count} rows name nothing in {named.name}")
     return found
+
+
+def _find_forgotten(database: Database) -> list[str]:
+    """The release is part of the transaction that ends the last need, so that no reader should meet such a job."""
+    with database.read() as connection:
+        _take_time(connection)
+        forgotten = connection.execute(select(jobs.c.id).where(waits_in_vain()).order_by(jobs.c.key)).scalars()
+        return [f"{job_id}: it waits, but not for any job" for job_id in forgotten]
 
 
 def _take_time(connection: Connection) -> None:
@@ -152,6 +167,6 @@ def _counts() -> dict[str, ColumnElement[int]]:
         "cut_off": _generations(generations.c.finish_reason == "length"),
         "chunks": _chunks(),
         "chunks_left": _chunks(chunks.c.state != ChunkState.DONE),
-        "items": _rows(func.count()),
+        "items": case((jobs.c.kind.in_(KINDS_WITH_ITEMS), _rows(func.count())), else_=0),
         "distinct_dialogues": _rows(func.count(distinct(dataset_rows.c.dialogue_key))),
     }

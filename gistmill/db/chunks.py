@@ -10,18 +10,16 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from gistmill.db import results
 from gistmill.db.claim import Claim
 from gistmill.db.clock import db_now
+from gistmill.db.endings import count_down, mark_failed, settle
 from gistmill.db.fence import guard, owned_by
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import ChunkFailed, GistmillError
-from gistmill.states import CLAIMABLE_JOB_STATES, FINAL_JOB_STATES, KINDS_WITH_ITEMS, ChunkState, JobState
-
-log = structlog.get_logger(__name__)
+from gistmill.states import CLAIMABLE_JOB_STATES, KINDS_WITH_ITEMS, STOPPED_JOB_STATES, ChunkState, JobState
 
 
 @dataclass(frozen=True)
@@ -121,20 +119,6 @@ def fail_job(connection: Connection, claim: Claim, error: GistmillError) -> None
     count_down(connection, claim.job_key, 1)
 
 
-def mark_failed(connection: Connection, job_key: int, error: GistmillError) -> None:
-    """Let a job that has not ended be failed with this error; what its items have is kept."""
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.key == job_key, jobs.c.state.not_in(FINAL_JOB_STATES))
-        .values(
-            state=JobState.FAILED,
-            error={"code": error.code, "message": error.message},
-            not_run=jobs.c["items"] - jobs.c.succeeded - jobs.c.failed,
-            finished_at=db_now(),
-        )
-    )
-
-
 def close(connection: Connection, claim: Claim) -> None:
     """End the chunk of a job that was cancelled or has failed; its remaining items count as not run.
 
@@ -169,10 +153,13 @@ def release_owned(connection: Connection, worker: str) -> int:
 
 
 def close_queued(connection: Connection, job_key: int) -> int:
-    """Close the queued chunks of a job that is cancelling or has ended; return how many."""
+    """Close the queued chunks of a job that is cancelling or has ended; return how many.
+
+    The job is looked at once more when the chunks are locked: a retry may have taken it up again meanwhile.
+    """
     mine = select(chunks.c.key).where(chunks.c.job_key == job_key, chunks.c.state == ChunkState.QUEUED)
     keys = connection.execute(mine.order_by(chunks.c.key).with_for_update()).scalars().all()
-    if not keys:
+    if not keys or _read_state(connection, job_key) not in STOPPED_JOB_STATES:
         return 0
     statement = (
         update(chunks)
@@ -190,31 +177,6 @@ def close_ended(connection: Connection, job_key: int) -> None:
     settle(connection, job_key)
 
 
-def count_down(connection: Connection, job_key: int, closed: int) -> None:
-    """Take closed chunks off the job; at zero the job ends. The job's row lock makes one caller the last."""
-    left = connection.execute(
-        update(jobs).where(jobs.c.key == job_key).values(chunks_left=jobs.c.chunks_left - closed).returning(jobs.c.chunks_left)
-    ).scalar_one()
-    if left == 0:
-        settle(connection, job_key)
-
-
-def settle(connection: Connection, job_key: int) -> None:
-    """End a job that has no chunk left: completed, or cancelled when that was wished."""
-    statement = (
-        update(jobs)
-        .where(jobs.c.key == job_key, jobs.c.chunks_left == 0, jobs.c.state.in_((*CLAIMABLE_JOB_STATES, JobState.CANCELLING)))
-        .values(
-            state=case((jobs.c.state == JobState.CANCELLING, JobState.CANCELLED), else_=JobState.COMPLETED),
-            not_run=jobs.c["items"] - jobs.c.succeeded - jobs.c.failed,
-            finished_at=db_now(),
-        )
-        .returning(jobs.c.id, jobs.c.state, jobs.c["items"], jobs.c.not_run)
-    )
-    for job in connection.execute(statement):
-        log.info("job_ended", job_id=job.id, state=job.state, items=job[2], not_run=job.not_run)
-
-
 def queued_after(delay_s: float) -> dict[str, Any]:
     """Return the values of a chunk that waits to be claimed again."""
     return {"state": ChunkState.QUEUED, "owner": None, "lease_until": None, "run_at": db_now() + delay_s}
@@ -222,8 +184,7 @@ def queued_after(delay_s: float) -> dict[str, Any]:
 
 def close_if_job_ended(connection: Connection, chunk_key: int, job_key: int) -> bool:
     """Close this queued chunk when its job may not run any more; True when it did. Locks the job's row."""
-    state = connection.execute(select(jobs.c.state).where(jobs.c.key == job_key).with_for_update()).scalar_one()
-    if state in CLAIMABLE_JOB_STATES:
+    if _read_state(connection, job_key) in CLAIMABLE_JOB_STATES:
         return False
     closed = connection.execute(
         update(chunks)
@@ -232,6 +193,11 @@ def close_if_job_ended(connection: Connection, chunk_key: int, job_key: int) -> 
     ).rowcount
     count_down(connection, job_key, closed)
     return closed == 1
+
+
+def _read_state(connection: Connection, job_key: int) -> JobState:
+    """Lock the job's row and return its state."""
+    return JobState(connection.execute(select(jobs.c.state).where(jobs.c.key == job_key).with_for_update()).scalar_one())
 
 
 def _free_worker(connection: Connection, worker: str) -> None:

@@ -14,8 +14,9 @@ import structlog
 from sqlalchemy import Connection, Row, insert, select, update
 
 from gistmill.db import results
-from gistmill.db.chunks import Budgets, close_if_job_ended, count_down, mark_failed, queued_after
+from gistmill.db.chunks import Budgets, close_if_job_ended, queued_after
 from gistmill.db.clock import db_now
+from gistmill.db.endings import count_down, mark_failed
 from gistmill.db.pending import pending_ranks
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import WorkerCrashed
@@ -64,7 +65,8 @@ def _take_away(connection: Connection, row: Row[Any], budgets: Budgets, *, expir
 
 
 def _note_crash(connection: Connection, row: Row[Any], budgets: Budgets) -> None:
-    unfinished = pending_ranks(connection, row.key)
+    kind = connection.execute(select(jobs.c.kind).where(jobs.c.key == row.job_key)).scalar_one()
+    unfinished = pending_ranks(connection, row.key) if kind in KINDS_WITH_ITEMS else []
     if len(unfinished) > 1:
         _split(connection, row, unfinished)
         return
@@ -72,7 +74,7 @@ def _note_crash(connection: Connection, row: Row[Any], budgets: Budgets) -> None
     rest_s = budgets.delay_s(crashes)
     connection.execute(update(chunks).where(chunks.c.key == row.key).values(queued_after(rest_s) | {"crashes": crashes}))
     if crashes >= budgets.max_crashes:
-        _fail_crashed(connection, row.key, row.job_key, crashes)
+        _fail_crashed(connection, row, kind, crashes)
 
 
 def _split(connection: Connection, row: Row[Any], unfinished: Sequence[int]) -> None:
@@ -102,17 +104,16 @@ def _split(connection: Connection, row: Row[Any], unfinished: Sequence[int]) -> 
     log.warning("chunk_split", chunk=row.key, dialogues=len(unfinished))
 
 
-def _fail_crashed(connection: Connection, chunk_key: int, job_key: int, crashes: int) -> None:
-    kind = connection.execute(select(jobs.c.kind).where(jobs.c.key == job_key)).scalar_one()
+def _fail_crashed(connection: Connection, row: Row[Any], kind: str, crashes: int) -> None:
     if kind in KINDS_WITH_ITEMS:
         message = f"The worker ended {crashes} times while it worked on this dialogue alone."
-        results.fail_remaining_of(connection, chunk_key, WorkerCrashed(message))
+        results.fail_remaining_of(connection, row.key, WorkerCrashed(message))
     else:
         message = f"The worker ended {crashes} times without progress while it ran this job."
-        mark_failed(connection, job_key, WorkerCrashed(message))
+        mark_failed(connection, row.job_key, WorkerCrashed(message))
     connection.execute(
         update(chunks)
-        .where(chunks.c.key == chunk_key, chunks.c.state == ChunkState.QUEUED)
+        .where(chunks.c.key == row.key, chunks.c.state == ChunkState.QUEUED)
         .values(state=ChunkState.DONE, outcome="failed", finished_at=db_now())
     )
-    count_down(connection, job_key, 1)
+    count_down(connection, row.job_key, 1)

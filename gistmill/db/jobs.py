@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 
+from gistmill.db import dependencies, endings
 from gistmill.db.bulk import insert_many, listed
 from gistmill.db.clock import db_now
 from gistmill.db.ids import make_id
-from gistmill.db.tables import chunks, job_rows, jobs, recipes
-from gistmill.specs import SPEC_VERSION, FinetuneSpec, SummarizeSpec, digest_of
-from gistmill.states import ChunkState, JobState
+from gistmill.db.recipes import find_or_add_recipe
+from gistmill.db.tables import chunks, job_rows, jobs
+from gistmill.specs import SPEC_VERSION, AnySpec
+from gistmill.states import KINDS_WITH_ITEMS, ChunkState, JobState
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,14 @@ class JobRows:
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job that was checked and planned."""
+    """A job that was checked and planned.
+
+    `needs` are the keys of the jobs that it waits for. `model_job_key` is the one of them whose model it will run: its model
+    and its recipe are filled in when that is there.
+    """
 
     tenant_key: int
-    spec: SummarizeSpec | FinetuneSpec
+    spec: AnySpec
     request_digest: str
     idempotency_key: str | None
     dataset_key: int
@@ -49,6 +54,21 @@ class NewJob:
     chunks: int
     retry_of_key: int | None = None
     warnings: tuple[str, ...] = ()
+    needs: tuple[int, ...] = ()
+    model_job_key: int | None = None
+
+    @property
+    def all_needs(self) -> frozenset[int]:
+        """The keys of the jobs that it waits for, the maker of its model among them."""
+        made_by = () if self.model_job_key is None else (self.model_job_key,)
+        return frozenset((*self.needs, *made_by))
+
+
+class InsertedJob(NamedTuple):
+    """A job that was written."""
+
+    key: int
+    id: str
 
 
 def takes(connection: Connection, rows: JobRows, row_number: ColumnElement[int]) -> ColumnElement[bool]:
@@ -67,10 +87,18 @@ def find_job_by_idempotency_key(connection: Connection, tenant_key: int, key: st
 
 
 def insert_job(connection: Connection, new: NewJob, ranges: Iterable[tuple[int, int, int]]) -> str:
-    """Write the job with all its chunks, each a (first rank, last rank, dialogues); return the job's id.
+    """Write the job as `insert_job_row` does; return its id."""
+    return insert_job_row(connection, new, ranges).id
+
+
+def insert_job_row(connection: Connection, new: NewJob, ranges: Iterable[tuple[int, int, int]]) -> InsertedJob:
+    """Write the job with all its chunks, each a (first rank, last rank, dialogues).
+
+    It waits while one of its needs has not completed, and has failed at once when one is lost. Jobs that need each other may
+    be written in one transaction, the needed ones first.
 
     Raises:
-        IntegrityError: a job was submitted under the same idempotency key a moment ago.
+        IntegrityError: a job was submitted under the same idempotency key a moment ago, or there is no such job as it needs.
     """
     job_id = make_id("job")
     key = connection.execute(insert(jobs).values(_job_row(connection, new, job_id)).returning(jobs.c.key)).scalar_one()
@@ -80,7 +108,10 @@ def insert_job(connection: Connection, new: NewJob, ranges: Iterable[tuple[int, 
     names = ("job_key", "ordinal", "first_rank", "last_rank", "dialogues", "state")
     rows = ((key, ordinal, *chunk, ChunkState.QUEUED.value) for ordinal, chunk in enumerate(ranges))
     insert_many(connection, [chunks.c[name] for name in names], rows)
-    return job_id
+    if new.all_needs:
+        dependencies.add_needs(connection, key, new.all_needs)
+        endings.judge(connection, [key])
+    return InsertedJob(key, job_id)
 
 
 def _job_row(connection: Connection, new: NewJob, job_id: str) -> dict[str, Any]:
@@ -89,7 +120,7 @@ def _job_row(connection: Connection, new: NewJob, job_id: str) -> dict[str, Any]
         "id": job_id,
         "tenant_key": new.tenant_key,
         "kind": new.spec.kind,
-        "state": JobState.QUEUED,
+        "state": JobState.WAITING if new.all_needs else JobState.QUEUED,
         "priority": new.spec.priority,
         "retry_of_key": new.retry_of_key,
         "spec_version": SPEC_VERSION,
@@ -99,28 +130,17 @@ def _job_row(connection: Connection, new: NewJob, job_id: str) -> dict[str, Any]
         "idempotency_key": new.idempotency_key,
         "request_digest": new.request_digest,
         "dataset_key": new.dataset_key,
-        "recipe_key": None if new.recipe is None else _find_or_add_recipe(connection, new.tenant_key, new.recipe),
+        "recipe_key": None if new.recipe is None else find_or_add_recipe(connection, new.tenant_key, new.recipe),
         "model_key": new.model_key,
         "model_digest": new.model_digest,
+        "model_job_key": new.model_job_key,
         "row_start": rows.start,
         "row_stop": rows.stop,
         "row_step": rows.step,
-        "items": rows.count,
+        "items": rows.count if new.spec.kind in KINDS_WITH_ITEMS else 0,
         "distinct_dialogues": new.distinct_dialogues,
         "chunks": new.chunks,
         "chunks_left": new.chunks,
         "created_at": db_now(),
         "claimed_at": db_now(),
     }
-
-
-def _find_or_add_recipe(connection: Connection, tenant_key: int, body: dict[str, Any]) -> int:
-    digest = digest_of(body)
-    query = select(recipes.c.key).where(recipes.c.tenant_key == tenant_key, recipes.c.digest == digest)
-    key = connection.execute(query).scalar_one_or_none()
-    if key is None:
-        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-        values = {"tenant_key": tenant_key, "digest": digest, "body": body}
-        connection.execute(dialect.insert(recipes).values(values).on_conflict_do_nothing())
-        key = connection.execute(query).scalar_one()
-    return int(key)

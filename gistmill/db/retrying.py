@@ -8,10 +8,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, text, update
 
+from gistmill.db import dependencies, endings
 from gistmill.db.bulk import listed
 from gistmill.db.clock import db_now
+from gistmill.db.endings import Kinds
+from gistmill.db.last_chunk import AFRESH, forget_aggregate, is_scoring
+from gistmill.db.reviving import lock_chunks, revive_dependents
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs, results
-from gistmill.errors import JobNotOver, UnknownJob
+from gistmill.errors import JobNotOver, NothingToRetry, UnknownJob
 from gistmill.states import FINAL_JOB_STATES, KINDS_WITH_ITEMS, ChunkState, JobState
 
 PAGE = 5_000
@@ -62,24 +66,25 @@ def find_chunks(connection: Connection, job: Row[Any], codes: Sequence[str] | No
 
 
 def chunk_keys(connection: Connection, job_key: int) -> list[int]:
-    """Return the keys of all chunks of a job, in order."""
-    return list(connection.execute(select(chunks.c.key).where(chunks.c.job_key == job_key).order_by(chunks.c.key)).scalars())
+    """Return the keys of all chunks of a job in order, save for a last chunk: that is queued when the others are done."""
+    query = select(chunks.c.key).where(chunks.c.job_key == job_key, is_scoring())
+    return list(connection.execute(query.order_by(chunks.c.key)).scalars())
 
 
-def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], codes: Sequence[str] | None) -> None:
+def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], codes: Sequence[str] | None) -> Kinds:
     """Begin a new attempt over these chunks, all or nothing. `job` is its row as read before.
+
+    Jobs that failed because of this one wait for it again. The job itself waits for those of its needs that have not completed.
+    Return the kinds of the jobs that can be claimed now.
 
     Raises:
         JobNotOver: the job was taken up again in between; nothing was written.
+        NothingToRetry: a job that it needs is lost, and has to be taken up first.
     """
+    lock_chunks(connection, job.key)
     among = chunks.c.key.in_(listed(connection, chunk_keys))
     done = and_(among, chunks.c.state == ChunkState.DONE)
-    connection.execute(select(chunks.c.key).where(done).order_by(chunks.c.key).with_for_update()).all()
-    opened = connection.execute(
-        update(chunks)
-        .where(done)
-        .values(state=ChunkState.QUEUED, run_at=0.0, failures=0, crashes=0, outcome=None, error=None, finished_at=None)
-    ).rowcount
+    opened = connection.execute(update(chunks).where(done).values(AFRESH)).rowcount
     changed = connection.execute(
         update(jobs)
         .where(
@@ -89,7 +94,7 @@ def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], cod
             jobs.c.chunks_left == 0,
         )
         .values(
-            state=JobState.QUEUED,
+            state=JobState.WAITING,
             attempt=jobs.c.attempt + 1,
             retry_codes=None if codes is None else list(codes),
             paused=False,
@@ -102,12 +107,28 @@ def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], cod
     ).rowcount
     if changed != 1 or opened != len(chunk_keys):
         raise JobNotOver(f"The job {job.id} was taken up again a moment ago.")
+    _check_needs(connection, job)
+    forget_aggregate(connection, job.key)
+    revive_dependents(connection, job.key)
+    return endings.judge(connection, [job.key])
 
 
 def is_missing_items() -> ColumnElement[bool]:
     """The condition on a job: it has ended, and some of its items have no summary, or it has no result of another kind."""
     is_without = and_(jobs.c.kind.not_in(KINDS_WITH_ITEMS), jobs.c.state != JobState.COMPLETED)
     return and_(jobs.c.state.in_(FINAL_JOB_STATES), or_(jobs.c.failed > 0, jobs.c.not_run > 0, is_without))
+
+
+def _check_needs(connection: Connection, job: Row[Any]) -> None:
+    lost = dependencies.find_lost(dependencies.list_needs(connection, job.key))
+    if lost is not None:
+        raise NothingToRetry(
+            f"The job {job.id} needs the job {lost.id}, which {_LOST[lost.state]}. Take that one up first, and this one goes"
+            f" on: gistmill jobs retry {lost.id}"
+        )
+
+
+_LOST = {JobState.FAILED: "has failed", JobState.CANCELLED: "was cancelled"}
 
 
 def _failed(job_key: int, codes: Sequence[str] | None) -> ColumnElement[bool]:
