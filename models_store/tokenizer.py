@@ -48,7 +48,7 @@ def tokenize(directory: Path, text: str) -> Tokens:
     tokenizer = _load(directory)
     ids = list(tokenizer.encode(text).ids)
     # By their ids: what the vocabulary lacks stands in the encoding as it was written, and reaches the model as unknown.
-    pieces = [tokenizer.id_to_token(number) for number in ids]
+    pieces = [str(tokenizer.id_to_token(number)) for number in ids]
     return Tokens(pieces, ids, tokenizer.decode(ids, skip_special_tokens=True))
 
 
