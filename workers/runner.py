@@ -85,6 +85,8 @@ class Runner:
                 self._pass_the_bell_on(found)
                 return
             self.run(found, requested_at=requested_at)
+            # Its end may have released jobs of a kind that only others take: the next empty claim rings for them.
+            self._rang_empty_at = -RING_AFTER_EMPTY_S
             if self._has_lost_device:
                 self.heartbeat.exit(EXIT_LOST_DEVICE)
                 return

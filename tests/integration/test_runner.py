@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from gistmill.db.tables import jobs
 from gistmill.errors import DeviceFull, DeviceTooSmall, LeaseLost, ModelUnavailable, ModelUnreadable, StoreUnavailable
 from gistmill.queue import Bells
 from tests.support.bench import FAST, TEXTS, Bench, errors_of, work_until_completed
+from tests.support.graphs import make_evaluation, states
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
 from tests.support.servers import wait_until
 from workers.engine.base import Engine, Outcome
@@ -219,3 +221,16 @@ def test_chunk_whose_ending_got_no_answer_is_given_back_before_the_next_claim(
     assert lost
     row, chunk = job_row(bench.database, job), chunk_rows_of(bench.database, job)[0]
     assert (row["state"], row["generated"], chunk["epoch"], chunk["crashes"]) == ("completed", 12, 2, 0)
+
+
+def test_worker_rings_for_what_its_chunk_released_although_it_has_just_rung(bench: Bench, redis_url: str) -> None:
+    bells = Bells(redis_url, "test:")
+    bench.heartbeat.sweeper._next = math.inf
+    make_worker(bench.database, "scorer", kinds=("evaluate",))
+    bench.runner.work()
+    need = make_job(bench.database, TEXTS)
+    evaluation = make_evaluation(bench.database, need)
+    bench.runner.work()
+    assert states(bench.database, need, evaluation) == ["completed", "queued"]
+    assert bells.waiting("evaluate") == 1
+    bells.close()
