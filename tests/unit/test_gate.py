@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistmill.errors import Conflict, InvalidInput
-from gistmill.gate import LEVELS, RELATIONS, Condition, Gate, Term, evaluate, parse
+from gistmill.gate import Condition, Gate, Term, evaluate, parse
+from gistmill.gate.conditions import LEVELS, RELATIONS
 from gistmill.specs.evaluate import SYSTEM_NAME
 from tests.support.comparisons import comparison
 
