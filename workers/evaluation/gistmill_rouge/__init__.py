@@ -1,0 +1,1 @@
+"""Our ROUGE for others: `evaluate.load("workers/evaluation/gistmill_rouge")`."""
