@@ -118,14 +118,23 @@ def check_text(head: str, tail: str) -> None:
         InvalidInput: it cannot.
     """
     text = head + tail
-    if len(text) > MOST_CHARACTERS:
-        raise InvalidInput(f"The prompt has {len(text)} characters without a dialogue; {MOST_CHARACTERS} are allowed.")
+    check_length(len(text))
     if "\x00" in text:
         raise InvalidInput("The prompt holds a NUL character, which databases cannot store.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(f"The prompt holds half of a surrogate pair at character {error.start + 1}.") from error
+
+
+def check_length(characters: int) -> None:
+    """Make sure that a prompt without its dialogue has no more characters than allowed.
+
+    Raises:
+        InvalidInput: it has.
+    """
+    if characters > MOST_CHARACTERS:
+        raise InvalidInput(f"The prompt has {characters} characters without a dialogue; {MOST_CHARACTERS} are allowed.")
 
 
 def check_name(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from gistmill.control.retry import Missing, retry
 from gistmill.control.wishes import STEERABLE_STATES, Ring, cancel, pause, resume
@@ -151,12 +151,16 @@ def _condition(text: str) -> ColumnElement[bool]:
     if name.startswith("label.") and len(name) > len("label."):
         label: ColumnElement[str] = jobs.c.labels[name.removeprefix("label.")].as_string()
         return label == value
+    prompt: ColumnElement[str] = jobs.c.spec["prompt"].as_string()
     plain: dict[str, ColumnElement[str]] = {
         "kind": jobs.c.kind,
         "model": models.c.name,
         "dataset": datasets.c.name,
-        "prompt": jobs.c.spec["prompt"].as_string(),
+        "prompt": prompt,
     }
     if name not in plain:
         raise InvalidSelection(f"Jobs cannot be selected by '{name}'. There are: label.NAME, {', '.join(plain)}.")
+    if name == "prompt":
+        # A job names the version of a user's prompt; the name alone means every version.
+        return or_(prompt == value, prompt.startswith(f"{value}@", autoescape=True))
     return plain[name] == value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from gistmill import prompts
 from gistmill.db.jobs import takes
@@ -84,6 +84,8 @@ def _read_rows(connection: Connection, dataset: Row[Any], kind: Kind, selection:
         .join(dialogues, dialogues.c.key == dataset_rows.c.dialogue_key)
         .where(dataset_rows.c.dataset_key == dataset.key, takes(connection, chosen, dataset_rows.c.row_number))
     )
+    # A hundred dialogues may be hundreds of megabytes: they are read only when they can become a prompt.
+    prompts.check_length(connection.scalar(query.with_only_columns(func.sum(dialogues.c.characters))) or 0)
     return list(connection.execute(query.order_by(dataset_rows.c.row_number)))
 
 

@@ -26,6 +26,7 @@ ROWS: list[dict[str, Any]] = [
 ROWS += [
     {"id": "bare", "dialogue": "Ann: nobody wrote a summary of this"},
     {"dialogue": "Änne: {dialogue} 你好 🙂", "summary": "x"},
+    {"dialogue": "x" * 100_000, "summary": "x"},
 ]
 SHOTS = {"name": "my-shots", "kind": "few-shot", "dataset": "train", "select": "[10,20]"}
 
@@ -119,10 +120,11 @@ def test_budget_of_examples_is_checked_with_figures(shared: TestClient) -> None:
         ({"kind": "few-shot"}, 422, "invalid_input", "together"),
         ({"kind": "many-shot", "dataset": "train"}, 422, "invalid_input", "/kind"),
         ({"kind": "few-shot", "dataset": "train"}, 422, "invalid_selection", "Name the rows"),
-        ({"kind": "few-shot", "dataset": "train", "select": "[32]"}, 422, "invalid_selection", "rows 0 to 31"),
+        ({"kind": "few-shot", "dataset": "train", "select": "[33]"}, 422, "invalid_selection", "rows 0 to 32"),
         ({"kind": "few-shot", "dataset": "train", "select": "[1"}, 422, "invalid_selection", "']' is missing"),
         ({"kind": "one-shot", "dataset": "train", "select": "[0:2]"}, 422, "invalid_selection", "chooses 2"),
-        ({"kind": "few-shot", "dataset": "train", "select": "[29:]"}, 422, "invalid_dataset", "row 30 (id 'bare')"),
+        ({"kind": "few-shot", "dataset": "train", "select": "[29:31]"}, 422, "invalid_dataset", "row 30 (id 'bare')"),
+        ({"kind": "few-shot", "dataset": "train", "select": "[0,32]"}, 422, "invalid_input", "100000 are allowed"),
         ({"kind": "few-shot", "dataset": "trian", "select": "[0]"}, 404, "unknown_dataset", "Did you mean 'train'"),
         ({"template": "{dialogue}", "model": "nosuch"}, 404, "unknown_model", "nosuch"),
     ],
@@ -141,7 +143,7 @@ def test_prompt_that_cannot_be_used_is_refused_and_not_kept(
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({"row": 32}, 422, "invalid_selection"),
+        ({"row": 33}, 422, "invalid_selection"),
         ({"row": -1}, 422, "invalid_input"),
         ({"row": 10**30}, 422, "invalid_input"),
         ({"prompt": "few-shot"}, 404, "unknown_prompt"),

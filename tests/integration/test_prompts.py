@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from gistmill import prompts, readback
+from gistmill.control.selection import JobSelection, count
 from gistmill.db import prompts as prompt_rows
 from gistmill.db.check import check
 from gistmill.db.session import Database
@@ -57,14 +58,30 @@ def add_tenant(database: Database, name: str = "other") -> int:
     return database.transact(lambda connection: add(connection, tenants, name=name))
 
 
-def submit(database: Database, dataset: str, prompt: str) -> Any:
+def submit(database: Database, dataset: str, prompt: str, *, tenant: int | None = None) -> Any:
     """Submit a summarize job; return its row."""
-    model = add_model(database, uuid.uuid4().hex)
+    owner = tenant or first_tenant(database)
+    model = add_model(database, uuid.uuid4().hex, tenant_key=owner)
     spec = parse_spec({"dataset": dataset, "model": "any", "prompt": prompt})
-    job_id = submit_job(database, first_tenant(database), spec, resolve_model=lambda reference: model)[0]
+    job_id = submit_job(database, owner, spec, resolve_model=lambda reference: model)[0]
     with database.read() as connection:
         query = select(jobs, recipes.c.body).join(recipes, recipes.c.key == jobs.c.recipe_key)
         return connection.execute(query.where(jobs.c.id == job_id)).one()
+
+
+def noted(bench: Bench) -> list[str]:
+    """Let the bench run an engine that notes what it reads; return the notes."""
+    read: list[str] = []
+
+    class Noting(FakeEngine):
+        """Notes what it is asked."""
+
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            read.extend(texts)
+            return super()._encode(texts, limit)
+
+    bench.engine = Noting
+    return read
 
 
 def test_equal_text_keeps_its_version_and_another_one_is_the_next(database: Database) -> None:
@@ -147,10 +164,36 @@ def test_tenants_have_prompts_of_their_own(database: Database, tmp_path: Path) -
         draft_examples(database, theirs, "shots", kind="few-shot", dataset="train", selection="[1]")
     with pytest.raises(UnknownDataset):
         readback.render_prompt(database, theirs, "none", dataset="train", row=0)
+    before = shown_by(database, "shots@1")
+    load_dataset_file(database, theirs, tmp_path / "train.jsonl", name="train")
+    assert shown_by(database, "shots@1") == before
     view, is_new = add_template(database, "shots", "Theirs: {dialogue}", tenant=theirs)
     assert (view.version, is_new) == (1, True)
     assert get(database, "shots", tenant=mine).version == 1
     assert get(database, "shots", tenant=mine).render("x") != "Theirs: x"
+
+
+def test_worker_reads_each_tenants_own_prompt_of_the_same_name(bench: Bench, tmp_path: Path) -> None:
+    read = noted(bench)
+    database = bench.database
+    load_pairs(database, tmp_path, PAIRS[:2], name="train")
+    for tenant, word in ((first_tenant(database), "Mine"), (add_tenant(database), "Theirs")):
+        load_dataset_file(database, tenant, tmp_path / "train.jsonl", name="train")
+        add_template(database, "brief", f"{word}: {{dialogue}}", tenant=tenant)
+        submit(database, "train", "brief", tenant=tenant)
+        bench.runner.work()
+    assert sorted(read) == sorted(f"{word}: {text}" for word in ("Mine", "Theirs") for text, _ in PAIRS[:2])
+
+
+def test_jobs_are_selected_by_the_name_of_a_prompt_or_by_a_version(database: Database, tmp_path: Path) -> None:
+    data = load_pairs(database, tmp_path, PAIRS)
+    for name in ("a_b", "a_b", "axb"):
+        add_template(database, name, f"{uuid.uuid4()} {{dialogue}}")
+        submit(database, data.id, name)
+    submit(database, data.id, "instruction")
+    for value, wanted in (("a_b", 2), ("a_b@2", 1), ("axb", 1), ("a", 0), ("instruction", 1), ("%", 0)):
+        matched, _ = count(database, first_tenant(database), "cancel", JobSelection((f"prompt={value}",)))
+        assert (value, matched) == (value, wanted)
 
 
 def test_list_goes_page_by_page_from_the_built_in_ones_to_the_newest_of_each_name(database: Database) -> None:
@@ -170,16 +213,7 @@ def test_list_goes_page_by_page_from_the_built_in_ones_to_the_newest_of_each_nam
 
 def test_job_keeps_the_version_that_it_was_submitted_with(bench: Bench, tmp_path: Path) -> None:
     """What the engine reads of each row is what `render` shows of it."""
-    read: list[str] = []
-
-    class Noting(FakeEngine):
-        """Notes what it is asked."""
-
-        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
-            read.extend(texts)
-            return super()._encode(texts, limit)
-
-    bench.engine = Noting
+    read = noted(bench)
     database, tenant = bench.database, first_tenant(bench.database)
     data = load_pairs(database, tmp_path, PAIRS, name="train")
     add_shots(database, "train", "[3,7]")
