@@ -27,7 +27,7 @@ from gistmill.views import ComparisonView, SystemView
 from tests.support.comparisons import MEANS, case, comparison, mean
 
 SVG = "{http://www.w3.org/2000/svg}"
-ODD = 'a|b*c_ <i>&"[bold]\x1b[31m\x00\n雪'
+ODD = 'a|b*c_ <i>&"[bold]\x1b[31m\x00\x9b2J\n雪'
 
 
 def oddly_named(name: str = ODD) -> ComparisonView:
@@ -75,7 +75,7 @@ def test_terminal_gets_colours_and_obeys_no_name() -> None:
     os.close(leader)
     assert "\x1b[1m" in shown
     assert "\x1b[31m" not in shown
-    assert "[bold]\ufffd[31m\ufffd" in shown
+    assert "[bold]\ufffd[31m\ufffd\ufffd2J" in shown
 
 
 def test_markdown_has_a_row_for_each_system_whatever_it_is_called() -> None:

@@ -78,6 +78,18 @@ def test_what_pandas_writes_is_read_back_with_its_missing_texts(tmp_path: Path, 
     assert [predictions(row) for row in rows] == [[text, ""] for text in expected[::-1]]
 
 
+def test_text_that_is_not_a_number_is_missing(tmp_path: Path) -> None:
+    (row,) = read(
+        write(tmp_path, '{"gold": NaN, "a": NaN}\n', "results.jsonl"), parse_mapping(["references=gold", "predictions=a"])
+    )
+    assert (row.references, predictions(row)) == ((), [""])
+
+
+def test_other_column_called_predictions_does_not_replace_them(tmp_path: Path) -> None:
+    (row,) = read(lines(tmp_path, {"a": "x", "predictions": {"a": "y"}, "note": 1}), parse_mapping(["predictions=a"]))
+    assert row.metadata == {"note": 1, "predictions": {"a": "x"}}
+
+
 def test_rows_without_anything_keep_their_place(tmp_path: Path) -> None:
     mapping = parse_mapping(["predictions=a"])
     rows = read(write(tmp_path, 'a\none\n""\n\nthree\n'), mapping)
