@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gistmill.db.bulk import insert_many, listed
@@ -32,6 +32,9 @@ ABANDONED_S = 3600.0
 # A transaction of a million rows would hold other writers of an SQLite file up for half a minute.
 PAGE = 5_000
 NAMES_TO_COMPARE = 1_000
+# Up to which length (characters) lengths count in which step.
+LENGTH_STEPS = ((256, 8), (1024, 32), (4096, 128), (16_384, 512))
+LONGEST_STEP = 2048
 # SQLite reads at most so many rows of each index when it gathers statistics.
 SAMPLED_ROWS = 1_000
 
@@ -177,12 +180,16 @@ def write_rows(connection: Connection, lease: Lease, rows: Sequence[LoadableRow]
 
 
 def read_ranking(connection: Connection, dataset_key: int) -> Ranking:
-    """Return the distinct dialogues by (characters, digest): neighbours cost alike. 16 bytes a dialogue."""
+    """Return the distinct dialogues by length in steps, then by their first row. 16 bytes a dialogue.
+
+    Neighbours cost alike and lie near each other: a chunk that took dialogues of one exact length from all over the dataset
+    changed a page of three indexes for nearly every item (see docs/log.md).
+    """
     if connection.dialect.name == "postgresql":
         # Sorting millions may take longer than a statement of a request may.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
     counted = (
-        select(dataset_rows.c.dialogue_key, func.count().label("rows"))
+        select(dataset_rows.c.dialogue_key, func.count().label("rows"), func.min(dataset_rows.c.row_number).label("first_row"))
         .where(dataset_rows.c.dataset_key == dataset_key)
         .group_by(dataset_rows.c.dialogue_key)
         .subquery()
@@ -190,13 +197,34 @@ def read_ranking(connection: Connection, dataset_key: int) -> Ranking:
     query = (
         select(counted.c.dialogue_key, counted.c.rows)
         .join(dialogues, dialogues.c.key == counted.c.dialogue_key)
-        .order_by(dialogues.c.characters, dialogues.c.digest)
+        .order_by(_length_step(dialogues.c.characters), counted.c.first_row)
     )
     ranking = Ranking(array("q"), array("q"))
     for key, rows in connection.execute(query, execution_options={"yield_per": PAGE}):
         ranking.keys.append(key)
         ranking.rows.append(rows)
     return ranking
+
+
+def forget_other_ranks(connection: Connection, lease: Lease, ranking: Ranking) -> Lease:
+    """Take back ranks that are not those of this ranking: the load was begun by a version that ranked in another order.
+
+    Raises:
+        LeaseLost: somebody took over; nothing was written.
+    """
+    query = select(dataset_dialogues.c.dialogue_key).where(dataset_dialogues.c.dataset_key == lease.dataset_key)
+    stored = array("q", connection.execute(query.order_by(dataset_dialogues.c.rank)).scalars())
+    if stored == ranking.keys[: lease.ranked]:
+        return lease
+    renew(connection, lease, ranked=0)
+    connection.execute(delete(dataset_dialogues).where(dataset_dialogues.c.dataset_key == lease.dataset_key))
+    return replace(lease, ranked=0)
+
+
+def _length_step(characters: ColumnElement[int]) -> ColumnElement[int]:
+    """The length rounded down in steps, of at most an eighth of it from 64 characters on. A longer step is a longer length."""
+    steps = [(characters < below, characters // step * step) for below, step in LENGTH_STEPS]
+    return case(*steps, else_=characters // LONGEST_STEP * LONGEST_STEP)
 
 
 def write_ranks(connection: Connection, lease: Lease, ranking: Ranking) -> Lease:

@@ -157,6 +157,8 @@ class _Loading:
         self.database.transact(lambda connection: datasets.renew(connection, self.lease))
         with self.database.read() as connection:
             ranking: Ranking = datasets.read_ranking(connection, self.lease.dataset_key)
+        if self.lease.ranked:
+            self.lease = self.database.transact(partial(datasets.forget_other_ranks, lease=self.lease, ranking=ranking))
         while self.lease.ranked < len(ranking.keys):
             self.lease = self.database.transact(partial(datasets.write_ranks, lease=self.lease, ranking=ranking))
 

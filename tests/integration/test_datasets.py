@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 import tracemalloc
@@ -76,9 +75,15 @@ def stored_ranks(database: Database) -> list[tuple[int, str, int]]:
         return [tuple(row) for row in connection.execute(query)]
 
 
+def length_step(length: int) -> int:
+    """Return the length in steps of an eighth or less."""
+    step = next((step for below, step in ((256, 8), (1024, 32), (4096, 128), (16_384, 512)) if length < below), 2048)
+    return length // step * step
+
+
 def expected_ranks(texts: list[str]) -> list[tuple[int, str, int]]:
     rows = Counter(texts)
-    ranked = sorted(rows, key=lambda text: (len(text), hashlib.sha256(text.encode()).hexdigest()))
+    ranked = sorted(rows, key=lambda text: (length_step(len(text)), texts.index(text)))
     return [(rank, text, rows[text]) for rank, text in enumerate(ranked)]
 
 
@@ -185,6 +190,31 @@ def test_ranking_that_was_cut_off_goes_on_behind_its_last_rank(database: Databas
 
     load(database, rows_of(texts))
 
+    assert stored_ranks(database) == expected_ranks(texts)
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_ranks_of_another_order_are_taken_back(database: Database) -> None:
+    texts = ["f", "e", "d", "c", "b", "a", "gg"]
+    lease = write(database, begin(database, "older"), rows_of(texts))
+    with database.read() as connection:
+        ranking = loads.read_ranking(connection, lease.dataset_key)
+    ranking.keys.reverse()
+    database.transact(partial(loads.write_ranks, lease=lease, ranking=ranking))
+    leave_unattended(database, for_s=1)
+
+    load(database, rows_of(texts))
+
+    assert stored_ranks(database) == expected_ranks(texts)
+
+
+def test_ranks_follow_the_length_in_steps_and_then_the_rows(database: Database) -> None:
+    lengths = [300, 12, 319, 15, 9, 20_000, 8, 257, 2, 17_000, 255]
+    texts = [chr(ord("a") + place) * length for place, length in enumerate(lengths)]
+
+    load(database, rows_of(texts))
+
+    assert [len(text) for _, text, _ in stored_ranks(database)] == [2, 12, 15, 9, 8, 255, 257, 300, 319, 17_000, 20_000]
     assert stored_ranks(database) == expected_ranks(texts)
 
 
