@@ -52,7 +52,9 @@ def as_wide_csv(cases: Iterable[CaseView], systems: Sequence[str]) -> Iterator[s
 
 def _parts(case: CaseView) -> Iterator[RenderableType]:
     yield Text(plain(_head(case)), style="bold")
-    yield from _block("dialogue", case.dialogue)
+    # Of summaries made elsewhere the dialogues may be unknown; what stands for one then says nothing more than the head does.
+    if case.dialogue != f"row {case.row}":
+        yield from _block("dialogue", case.dialogue)
     for number, reference in enumerate(case.references, start=1):
         yield from _block(f"reference {number}" if len(case.references) > 1 else "reference", reference)
     for system, summary in case.summaries.items():

@@ -98,7 +98,8 @@ def _negate(value: _Value) -> _Value:
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    begun = [other for other in names if other.startswith(name)]
+    near = begun or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"There are: {', '.join(names) or 'none'}.{hint}"
 

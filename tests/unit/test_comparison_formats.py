@@ -209,6 +209,8 @@ def test_case_is_shown_with_its_references_and_every_summary() -> None:
     left_out = items.as_text(case(outcome="no_reference", references=[], summaries={"full": None}, scores={}, delta=None))
     assert left_out.startswith("row 3, id test_3: no reference\n")
     assert "  full\n    (no summary)\n" in left_out
+    assert "dialogue" in left_out
+    assert "dialogue" not in items.as_text(case(dialogue="row 3")), "it is unknown, and the head names the row"
 
 
 def test_cases_keep_to_a_width_and_a_terminal_obeys_none() -> None:

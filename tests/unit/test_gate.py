@@ -178,6 +178,7 @@ def test_systems_that_were_not_paired_are_judged_by_their_means_and_meet_no_leve
     [
         ("ful.rouge1 > 5", 1, "no system 'ful'. There are: original, full, base+lora@1. Did you mean 'full'?"),
         ("full.rouge1 - lora.rouge1 > 5", 15, "no system 'lora'. There are: original, full, base+lora@1. Did you mean"),
+        ("b.rouge1 > 5", 1, "no system 'b'. There are: original, full, base+lora@1. Did you mean 'base+lora@1'?"),
         ("full.rougelsum > 5", 1, "no measure 'rougelsum'. There are: rouge1, rougeLsum. Did you mean 'rougeLsum'?"),
         ("full.rouge1 > 5 and full.bleu > 5", 21, "no measure 'bleu'. There are: rouge1, rougeLsum."),
     ],
