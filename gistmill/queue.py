@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from gistmill.broker import Amqp
+from gistmill.states import JobKind
 
 log = structlog.get_logger(__name__)
 
@@ -78,8 +79,11 @@ class Bells:
     def ring(self, kind: str, *, listeners: int = 1) -> bool:
         """Wake one idle worker of this kind; True when a bell was added.
 
-        Nothing happens when the list holds as many bells as there are `listeners`, the live workers of the kind.
+        Nothing happens when the list holds as many bells as there are `listeners`, the live workers of the kind. Nobody
+        listens for experiments, which are made of jobs of other kinds.
         """
+        if kind == JobKind.EXPERIMENT:
+            return False
         with self._lock:
             started_at = time.monotonic()
             if started_at < self._rests_until:

@@ -6,15 +6,18 @@ from enum import StrEnum
 
 
 class JobKind(StrEnum):
-    """What a job does; there is one queue per kind."""
+    """What a job does; there is one queue per kind that workers take."""
 
     SUMMARIZE = "summarize"
     FINETUNE = "finetune"
     EVALUATE = "evaluate"
+    EXPERIMENT = "experiment"
 
 
 # The others have a result of another kind: a model, scores. A chunk that fails for good fails its job.
 KINDS_WITH_ITEMS = frozenset({JobKind.SUMMARIZE})
+# An experiment has no chunk: it completes with the jobs that it needs.
+WORKED_KINDS = tuple(kind for kind in JobKind if kind != JobKind.EXPERIMENT)
 # These run no model: a process of their own takes them, so that they wait for no device.
 SCORED_KINDS = frozenset({JobKind.EVALUATE})
 

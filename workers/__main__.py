@@ -12,7 +12,7 @@ from typing import Literal
 from gistmill import logs
 from gistmill.errors import GistmillError, InvalidInput
 from gistmill.settings import Settings, load_settings
-from gistmill.states import SCORED_KINDS, JobKind
+from gistmill.states import SCORED_KINDS, WORKED_KINDS
 from workers import lifeline
 from workers.gpu import Device
 from workers.launcher import EXIT_CONFIG, Launcher, LaunchOptions, worker_command
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gistmill worker", description="Start one worker per GPU, or CPU workers.")
-    parser.add_argument("--kinds", default=",".join(JobKind), help="job kinds to take, separated by commas")
+    parser.add_argument("--kinds", default=",".join(WORKED_KINDS), help="job kinds to take, separated by commas")
     parser.add_argument("--device", default="auto", help="auto (one worker per GPU, else one on the CPU), cuda or cpu")
     parser.add_argument("--processes", type=int, help="at most this many workers that run models")
     for hidden in ("--child", "--device-uuid", "--device-kind", "--device-name"):
@@ -42,9 +42,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(part.strip() for part in text.split(",") if part.strip())
-    unknown = [kind for kind in kinds if kind not in set(JobKind)]
+    unknown = [kind for kind in kinds if kind not in set(WORKED_KINDS)]
     if unknown or not kinds:
-        raise InvalidInput(f"--kinds takes {', '.join(JobKind)}, not '{', '.join(unknown) or text}'.")
+        raise InvalidInput(f"--kinds takes {', '.join(WORKED_KINDS)}, not '{', '.join(unknown) or text}'.")
     return kinds
 
 

@@ -8,7 +8,7 @@ from gistmill import logs
 from gistmill.db.session import open_database
 from gistmill.queue import Bells
 from gistmill.settings import load_settings
-from gistmill.states import JobKind
+from gistmill.states import WORKED_KINDS
 from workers import obituary
 from workers.gpu import Device
 from workers.launcher import Launcher, LaunchOptions, worker_command
@@ -20,7 +20,7 @@ def main(workers: int) -> int:
     logs.configure(settings.log, process="launcher")
     database = open_database(settings.database_url, connections=1)
     bells = Bells(settings.redis_url, settings.redis.key_prefix)
-    real = worker_command(list(JobKind))
+    real = worker_command(WORKED_KINDS)
 
     def command(device: Device, worker: str, lifeline: int) -> list[str]:
         python, _, _, *arguments = real(device, worker, lifeline)

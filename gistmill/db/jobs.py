@@ -38,7 +38,7 @@ class NewJob:
     """A job that was checked and planned.
 
     `needs` are the keys of the jobs that it waits for. `model_job_key` is the one of them whose model it will run: its model
-    and its recipe are filled in when that is there.
+    and its recipe are filled in when that is there. A job that others of its transaction name has got its `id` before.
     """
 
     tenant_key: int
@@ -56,6 +56,7 @@ class NewJob:
     warnings: tuple[str, ...] = ()
     needs: tuple[int, ...] = ()
     model_job_key: int | None = None
+    id: str | None = None
 
     @property
     def all_needs(self) -> frozenset[int]:
@@ -100,7 +101,7 @@ def insert_job_row(connection: Connection, new: NewJob, ranges: Iterable[tuple[i
     Raises:
         IntegrityError: a job was submitted under the same idempotency key a moment ago, or there is no such job as it needs.
     """
-    job_id = make_id("job")
+    job_id = new.id or make_id("job")
     key = connection.execute(insert(jobs).values(_job_row(connection, new, job_id)).returning(jobs.c.key)).scalar_one()
     if new.rows.listed is not None:
         columns = (job_rows.c.job_key, job_rows.c.row_number)

@@ -462,6 +462,17 @@ comparisons = Table(
     Column("losses", BigInteger, nullable=False),
 )
 
+# The jobs of an experiment in the order in which people read of them. Jobs that were completed before may be among them.
+experiment_steps = Table(
+    "experiment_steps",
+    metadata,
+    Column("job_key", Key, ForeignKey("jobs.key"), primary_key=True),
+    Column("number", SmallInteger, primary_key=True, autoincrement=False),
+    Column("name", String(300), nullable=False),
+    Column("step_key", Key, ForeignKey("jobs.key"), nullable=False),
+    UniqueConstraint("job_key", "name"),
+)
+
 # One row per process start; `kinds` and `resident` are lists of names and model digests.
 workers = Table(
     "workers",

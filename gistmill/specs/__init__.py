@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from gistmill.specs.digests import digest_of
 from gistmill.specs.evaluate import EvaluateSpec, ReferenceRule, SystemSpec
+from gistmill.specs.experiment import ExperimentSpec
 from gistmill.specs.finetune import FinetuneSpec
 from gistmill.specs.generation import SPEC_VERSION, GenerationParameters, Overflow, Precision
-from gistmill.specs.parsing import AnySpec, JobSpec, parse_evaluate_spec, parse_finetune_spec, parse_spec
+from gistmill.specs.parsing import (
+    AnySpec,
+    JobSpec,
+    parse_evaluate_spec,
+    parse_experiment_spec,
+    parse_finetune_spec,
+    parse_spec,
+)
 from gistmill.specs.summarize import SummarizeSpec, recipe
 
 __all__ = [
     "SPEC_VERSION",
     "AnySpec",
     "EvaluateSpec",
+    "ExperimentSpec",
     "FinetuneSpec",
     "GenerationParameters",
     "JobSpec",
@@ -23,6 +32,7 @@ __all__ = [
     "SystemSpec",
     "digest_of",
     "parse_evaluate_spec",
+    "parse_experiment_spec",
     "parse_finetune_spec",
     "parse_spec",
     "recipe",

@@ -8,10 +8,11 @@ from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from gistmill.errors import Detail, InvalidSpec
 from gistmill.specs.evaluate import EvaluateSpec
+from gistmill.specs.experiment import ExperimentSpec
 from gistmill.specs.finetune import FinetuneSpec
 from gistmill.specs.summarize import SummarizeSpec
 
-AnySpec = SummarizeSpec | FinetuneSpec | EvaluateSpec
+AnySpec = SummarizeSpec | FinetuneSpec | EvaluateSpec | ExperimentSpec
 T = TypeVar("T")
 
 
@@ -21,11 +22,12 @@ def _kind_of(body: Any) -> str:
     return str(kind)
 
 
-NO_SUCH_KIND = "there is no such kind of job; there are summarize, finetune and evaluate"
+NO_SUCH_KIND = "there is no such kind of job; there are summarize, finetune, evaluate and experiment"
 JobSpec = Annotated[
     Annotated[SummarizeSpec, Tag("summarize")]
     | Annotated[FinetuneSpec, Tag("finetune")]
-    | Annotated[EvaluateSpec, Tag("evaluate")],
+    | Annotated[EvaluateSpec, Tag("evaluate")]
+    | Annotated[ExperimentSpec, Tag("experiment")],
     Discriminator(_kind_of, custom_error_type="unknown_kind", custom_error_message=NO_SUCH_KIND),
 ]
 
@@ -55,6 +57,15 @@ def parse_evaluate_spec(body: dict[str, Any]) -> EvaluateSpec:
         InvalidSpec: `details` name each field that does not fit, by JSON pointer.
     """
     return _parse(TypeAdapter(EvaluateSpec), body)
+
+
+def parse_experiment_spec(body: dict[str, Any]) -> ExperimentSpec:
+    """Return the experiment spec that a request body holds.
+
+    Raises:
+        InvalidSpec: `details` name each field that does not fit, by JSON pointer.
+    """
+    return _parse(TypeAdapter(ExperimentSpec), body)
 
 
 def _parse(adapter: TypeAdapter[T], body: dict[str, Any]) -> T:

@@ -33,8 +33,9 @@ class ResolvedModel(Protocol):
 class Draft:
     """A job that was checked and planned, with nothing written yet.
 
-    `before` are jobs that are written with it and that it waits for, `needs` the keys of others. `record` writes what the
-    job has in other tables, given its key and those of `before`.
+    `before` are jobs that are written with it and that it waits for, `needs` the keys of others. One that stands before several
+    is written once. Of them `maker` makes the model; its `id` was given before, so that specs can name it. `record` writes what
+    the job has in other tables, given its key and those of `before`.
     """
 
     spec: AnySpec
@@ -48,6 +49,8 @@ class Draft:
     before: tuple[Draft, ...] = ()
     needs: tuple[int, ...] = ()
     model_job_key: int | None = None
+    maker: Draft | None = None
+    id: str | None = None
     record: Callable[[Connection, int, Sequence[int]], None] | None = None
 
 

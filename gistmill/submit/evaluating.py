@@ -130,16 +130,16 @@ def _find_sources(
         if job_key is not None:
             sources.append(_Source(name, job_key=job_key))
             continue
-        # Two names for one recipe are one job.
+        # Two names for one recipe are one job, also in several evaluations that are submitted together.
         work = digest_of([made.recipe, made.model_job_key, made.spec.model_dump(mode="json")])
-        before.setdefault(work, made)
+        before[work] = planning.shared.setdefault(work, made)
         sources.append(_Source(name, before=list(before).index(work)))
     return sources, list(before.values())
 
 
 def _find_named_job(planning: Planning, system: SystemSpec, dataset: Row[Any]) -> int | None:
     """Return the key of the summarize job that `job:ID` names, or None when the system is a model."""
-    if system.job_id is None:
+    if system.job_id is None or system.model in planning.makers:
         return None
     query = select(jobs).where(jobs.c.tenant_key == planning.tenant_key, jobs.c.id == system.job_id)
     with planning.database.read() as connection:

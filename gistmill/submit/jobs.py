@@ -14,8 +14,8 @@ from gistmill.db import models
 from gistmill.db.jobs import InsertedJob, JobRows, NewJob, find_job_by_idempotency_key, insert_job_row
 from gistmill.db.session import Database
 from gistmill.errors import IdempotencyMismatch, InvalidInput
-from gistmill.specs import AnySpec, EvaluateSpec, FinetuneSpec, digest_of
-from gistmill.submit import evaluating, finetuning, summarizing
+from gistmill.specs import AnySpec, EvaluateSpec, ExperimentSpec, FinetuneSpec, digest_of
+from gistmill.submit import evaluating, experimenting, finetuning, summarizing
 from gistmill.submit.drafts import Draft, ResolvedModel
 from gistmill.submit.summarizing import Planning
 
@@ -66,6 +66,7 @@ def submit_job(
         UnknownDataset, UnknownModel, UnknownPrompt, InvalidSelection: nothing was written.
         InvalidDataset, NameTaken, UnsupportedModel: the same, for a finetune job.
         InvalidDataset, DataMismatch, UnknownJob: the same, for an evaluate job.
+        InvalidDataset, InvalidSpec: the same, for an experiment that has too few rows, or tests on what it trains on.
         DatasetLoading: the dataset is not ready; trying again is safe.
     """
     if idempotency_key is not None and not 0 < len(idempotency_key) <= LONGEST_KEY:
@@ -85,7 +86,7 @@ def submit_job(
 def _submit_new(request: _Request, planning: Planning, ring: Callable[[str], object] | None) -> tuple[str, bool]:
     draft = _draft(request, planning)
     try:
-        job = planning.database.transact(lambda connection: _insert(connection, request, draft))
+        job = planning.database.transact(lambda connection: _insert(connection, request, draft, {}))
     except IntegrityError:
         # Another request with this key was faster, by less than it took to plan this one.
         earlier = _find_earlier(planning.database, request)
@@ -94,7 +95,7 @@ def _submit_new(request: _Request, planning: Planning, ring: Callable[[str], obj
         return earlier, False
     log.info("job_submitted", job_id=job.id, kind=draft.spec.kind, items=draft.rows.count, chunks=len(draft.ranges))
     if ring is not None:
-        for kind in sorted({before.spec.kind for before in draft.before} - {draft.spec.kind}):
+        for kind in sorted(_kinds_before(draft) - {draft.spec.kind}):
             ring(kind)
     return job.id, True
 
@@ -105,12 +106,23 @@ def _draft(request: _Request, planning: Planning) -> Draft:
         return finetuning.draft(planning.database, planning.tenant_key, spec, planning.resolve_model)
     if isinstance(spec, EvaluateSpec):
         return evaluating.draft(planning, spec)
+    if isinstance(spec, ExperimentSpec):
+        return experimenting.draft(planning, spec)
     return summarizing.draft(planning, spec, rows=None if request.origin is None else request.origin.rows)
 
 
-def _insert(connection: Connection, request: _Request, draft: Draft) -> InsertedJob:
-    """Write the job and those that it waits for, in one transaction: all of them or none."""
-    keys = [_insert(connection, _part_of(request, before), before).key for before in draft.before]
+def _kinds_before(draft: Draft) -> set[str]:
+    return {kind for before in draft.before for kind in (before.spec.kind, *_kinds_before(before))}
+
+
+def _insert(connection: Connection, request: _Request, draft: Draft, written: dict[int, InsertedJob]) -> InsertedJob:
+    """Write the job and those that it waits for, in one transaction: all of them or none.
+
+    `written` are the jobs of this transaction by the identity of their drafts: several may wait for the same.
+    """
+    if id(draft) in written:
+        return written[id(draft)]
+    keys = [_insert(connection, _part_of(request, before), before, written).key for before in draft.before]
     new = NewJob(
         tenant_key=request.tenant_key,
         spec=draft.spec,
@@ -126,9 +138,10 @@ def _insert(connection: Connection, request: _Request, draft: Draft) -> Inserted
         retry_of_key=None if request.origin is None else request.origin.job_key,
         warnings=draft.warnings,
         needs=(*draft.needs, *keys),
-        model_job_key=draft.model_job_key,
+        model_job_key=draft.model_job_key if draft.maker is None else written[id(draft.maker)].key,
+        id=draft.id,
     )
-    job = insert_job_row(connection, new, draft.ranges)
+    job = written[id(draft)] = insert_job_row(connection, new, draft.ranges)
     if draft.record is not None:
         draft.record(connection, job.key, keys)
     return job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
@@ -24,12 +24,17 @@ from gistmill.submit.drafts import Draft, ResolvedModel, get_ready, select_rows
 
 @dataclass(frozen=True)
 class Planning:
-    """Who asks, how a model reference is looked up, and how many workers share the work."""
+    """Who asks, how a model reference is looked up, how many workers share the work, and what is planned with it so far.
+
+    `makers` are finetune jobs of the same transaction, by what names their model; `shared` summarize jobs by what they do.
+    """
 
     database: Database
     tenant_key: int
     resolve_model: Callable[[str], ResolvedModel]
     live_within_s: float
+    makers: dict[str, Draft] = field(default_factory=dict)
+    shared: dict[str, Draft] = field(default_factory=dict)
 
 
 def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = None) -> Draft:
@@ -44,13 +49,17 @@ def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = Non
     with planning.database.read() as connection:
         prompt = prompt_rows.get(connection, planning.tenant_key, spec.prompt)
         dataset = get_ready(connection, planning.tenant_key, spec.dataset)
-        maker = find_maker(connection, planning.tenant_key, spec.model)
+        planned = planning.makers.get(spec.model)
+        maker = None if planned is not None else find_maker(connection, planning.tenant_key, spec.model)
         made = None if maker is None else find_product(connection, maker.key)
     # A name may mean a newer version by the time that a worker looks.
     spec = spec.model_copy(update={"prompt": prompt.reference})
     taken = rows or select_rows(spec.select, dataset.rows)
+    if planned is not None:
+        return replace(_draft_waiting(planning, spec, dataset, taken), before=(planned,), maker=planned)
     if maker is not None and made is None:
-        return _draft_waiting(planning, spec, dataset, taken, maker.key)
+        waiting = _draft_waiting(planning, spec, dataset, taken)
+        return replace(waiting, needs=(maker.key,), model_job_key=maker.key)
     model = planning.resolve_model(made or spec.model)
     ranges = plan_ranges(planning, dataset, taken, model.digest)
     return Draft(
@@ -113,7 +122,7 @@ def cut_rows(connection: Connection, dataset: Row[Any], rows: JobRows, size: int
     return tuple(ranges)
 
 
-def _draft_waiting(planning: Planning, spec: SummarizeSpec, dataset: Row[Any], rows: JobRows, maker_key: int) -> Draft:
+def _draft_waiting(planning: Planning, spec: SummarizeSpec, dataset: Row[Any], rows: JobRows) -> Draft:
     ranges = plan_ranges(planning, dataset, rows, None)
     return Draft(
         spec=spec,
@@ -122,6 +131,4 @@ def _draft_waiting(planning: Planning, spec: SummarizeSpec, dataset: Row[Any], r
         rows=rows,
         ranges=ranges,
         distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
-        needs=(maker_key,),
-        model_job_key=maker_key,
     )

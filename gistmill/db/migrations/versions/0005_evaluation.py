@@ -1,4 +1,4 @@
-"""What evaluation adds: the user's prompts, what is compared, its cases, scores and comparisons; jobs that wait for others."""
+"""What evaluation adds: prompts of users, what is compared, its cases, scores and comparisons, jobs that wait, experiments."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def upgrade() -> None:
     _create_evaluations()
     _create_cases()
     _create_aggregates()
+    _create_experiment_steps()
     if op.get_bind().dialect.name == "postgresql":
         # As in revision 0003: an evaluation begun after the last look of ANALYZE would be taken for one row.
         for table in ("evaluation_cases", "scores"):
@@ -138,4 +139,18 @@ def _create_aggregates() -> None:
         sa.Column("losses", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["job_key"], ["jobs.key"], name=op.f("fk_comparisons_job_key")),
         sa.PrimaryKeyConstraint("job_key", "measure", "system", "baseline", name=op.f("pk_comparisons")),
+    )
+
+
+def _create_experiment_steps() -> None:
+    op.create_table(
+        "experiment_steps",
+        sa.Column("job_key", KEY, nullable=False),
+        sa.Column("number", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("name", sa.String(length=300), nullable=False),
+        sa.Column("step_key", KEY, nullable=False),
+        sa.ForeignKeyConstraint(["job_key"], ["jobs.key"], name=op.f("fk_experiment_steps_job_key")),
+        sa.ForeignKeyConstraint(["step_key"], ["jobs.key"], name=op.f("fk_experiment_steps_step_key")),
+        sa.PrimaryKeyConstraint("job_key", "number", name=op.f("pk_experiment_steps")),
+        sa.UniqueConstraint("job_key", "name", name=op.f("uq_experiment_steps_job_key_name")),
     )
