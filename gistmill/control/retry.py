@@ -60,7 +60,8 @@ def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | N
                 f"The job {job_id} has {job.not_run} items that were never run; leave out --failed to run those too."
             )
         found = retrying.count_errors(connection, job.key, missing.codes) + job.not_run
-        if found == 0:
+        # A job that was cancelled as its last item ended misses nothing: it completes at once, and what needs it can go on.
+        if found == 0 and (job.state == JobState.COMPLETED or job.failed):
             raise NothingToRetry(_why_nothing(job, missing))
         chunk_keys = retrying.find_chunks(connection, job, missing.codes)
     _reopen(database, job, chunk_keys, codes=missing.codes, items=int(found), ring=ring)

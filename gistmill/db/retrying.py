@@ -16,7 +16,7 @@ from gistmill.db.last_chunk import AFRESH, forget_aggregate, is_scoring
 from gistmill.db.reviving import lock_chunks, revive_dependents
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs, results
 from gistmill.errors import JobNotOver, NothingToRetry, UnknownJob
-from gistmill.states import FINAL_JOB_STATES, KINDS_WITH_ITEMS, ChunkState, JobState
+from gistmill.states import FINAL_JOB_STATES, ChunkState, JobState
 
 PAGE = 5_000
 
@@ -114,9 +114,9 @@ def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], cod
 
 
 def is_missing_items() -> ColumnElement[bool]:
-    """The condition on a job: it has ended, and some of its items have no summary, or it has no result of another kind."""
-    is_without = and_(jobs.c.kind.not_in(KINDS_WITH_ITEMS), jobs.c.state != JobState.COMPLETED)
-    return and_(jobs.c.state.in_(FINAL_JOB_STATES), or_(jobs.c.failed > 0, jobs.c.not_run > 0, is_without))
+    """The condition on a job: it has ended, and has not completed or has items without a summary."""
+    is_short = or_(jobs.c.state != JobState.COMPLETED, jobs.c.failed > 0, jobs.c.not_run > 0)
+    return and_(jobs.c.state.in_(FINAL_JOB_STATES), is_short)
 
 
 def _check_needs(connection: Connection, job: Row[Any]) -> None:

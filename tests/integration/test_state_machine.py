@@ -1,4 +1,4 @@
-"""Submit, claim, renew, commit, finish, fail, release, cancel, pause, resume, retry, sweep and time, in random order.
+"""Submit, wait, claim, renew, commit, finish, fail, release, cancel, pause, resume, retry, sweep and time, in random order.
 
 Each step is done to SQL and to a model in memory (tests/support/model.py), and both must then say the same. Workers keep their
 claims when they are taken from them, so every statement is also tried by zombies. A longer search:
@@ -23,7 +23,7 @@ from sqlalchemy import Connection, select, update
 
 from gistmill.control import Missing, cancel, pause, resume, retry
 from gistmill.db import chunks as chunk_rows
-from gistmill.db import crashes
+from gistmill.db import crashes, dependencies, endings
 from gistmill.db import results as result_rows
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
@@ -61,7 +61,8 @@ LONG_S = 10_000.0
 SHORT = settings(derandomize=True, database=None, deadline=None, max_examples=40, stateful_step_count=50)
 
 some_worker = st.sampled_from(WORKERS)
-some_job = st.integers(0, 2)
+JOBS = 4
+some_job = st.integers(0, JOBS - 1)
 
 
 class NoBells:
@@ -97,15 +98,23 @@ class Gistmill(RuleBasedStateMachine):
 
     # What clients do.
 
-    @precondition(lambda self: len(self.jobs) < 3)
-    @rule(rows=st.integers(1, len(TEXTS)), per_chunk=st.integers(1, 6), is_paused=st.booleans())
-    def submit(self, rows: int, per_chunk: int, is_paused: bool) -> None:
-        key = make_job(self.database, TEXTS[:rows], per_chunk=per_chunk, paused=is_paused)
+    @precondition(lambda self: len(self.jobs) < JOBS)
+    @rule(rows=st.integers(1, len(TEXTS)), per_chunk=st.integers(1, 6), is_paused=st.booleans(), needed=st.sets(some_job))
+    def submit(self, rows: int, per_chunk: int, is_paused: bool, needed: set[int]) -> None:
+        needs = [job for at in sorted(needed) if (job := self._job(at))]
+        state = "waiting" if needs else "queued"
+        key = make_job(self.database, TEXTS[:rows], per_chunk=per_chunk, paused=is_paused, state=state)
+        if needs:
+            self.database.transact(partial(wait_for, key=key, needs=[need.key for need in needs]))
         with self.database.read() as connection:
             ranks = self._read_ranks(connection, key)
         last = max(ranks.values())
         ranges = [ModelChunk(first, min(first + per_chunk - 1, last)) for first in range(0, last + 1, per_chunk)]
-        self.jobs.append(ModelJob(key, job_row(self.database, key)["id"], ranks, ranges, paused=is_paused))
+        job = ModelJob(key, job_row(self.database, key)["id"], ranks, ranges, state, paused=is_paused, needs=needs)
+        self.jobs.append(job)
+        for need in needs:
+            need.dependents.append(job)
+        job.judge()
 
     @rule(at=some_job, chance=st.integers(0, 3))
     def cancel(self, at: int, chance: int) -> None:
@@ -121,7 +130,7 @@ class Gistmill(RuleBasedStateMachine):
     def pause_or_resume(self, at: int, wish: bool) -> None:
         if job := self._job(at):
             act = pause if wish else resume
-            if job.state not in ALIVE:
+            if job.state not in (*ALIVE, "waiting"):
                 self._refuses(JobIsOver, lambda: act(self.database, self.tenant, job.id))
                 return
             act(self.database, self.tenant, job.id)
@@ -135,7 +144,7 @@ class Gistmill(RuleBasedStateMachine):
             again = partial(retry, self.database, self.tenant, job.id, Missing(retryable=retryable))
             if job.state not in FINAL or job.left:
                 self._refuses(JobNotOver, again)
-            elif job.missing(retryable=retryable) == 0:
+            elif not job.can_retry(retryable=retryable):
                 self._refuses(NothingToRetry, again)
             else:
                 assert again() == job.missing(retryable=retryable)
@@ -299,6 +308,7 @@ class Gistmill(RuleBasedStateMachine):
             counts = ("succeeded", "failed", "not_run", "attempt")
             assert [row[name] for name in counts] == [getattr(job, name) for name in counts]
             assert (row["paused"], row["chunks"], row["chunks_left"]) == (job.paused, len(job.chunks), job.left)
+            assert (row["error"] or {}).get("code") == job.error
             with self.database.read() as connection:
                 columns = (chunks.c.first_rank, chunks.c.last_rank, chunks.c.state, chunks.c.epoch, chunks.c.owner)
                 query = select(*columns, chunks.c.failures, chunks.c.crashes).where(chunks.c.job_key == job.key)
@@ -371,6 +381,11 @@ def outcomes(units: list[Unit], error: type[ItemError] | None) -> dict[str, list
     if error is not None:
         return {"lost": [result_rows.Lost(unit, error("x")) for unit in units]}
     return {"made": [made(unit) for unit in units]}
+
+
+def wait_for(connection: Connection, key: int, needs: list[int]) -> None:
+    dependencies.add_needs(connection, key, needs)
+    endings.judge(connection, [key])
 
 
 def expire(connection: Connection, worker: str) -> None:

@@ -11,6 +11,7 @@ from gistmill.db.claim import Claim
 MAX_FAILURES = MAX_CRASHES = 3
 ALIVE = ("queued", "running")
 FINAL = ("completed", "failed", "cancelled")
+LOST = ("failed", "cancelled")
 
 
 @dataclass
@@ -41,6 +42,12 @@ class ModelChunk:
         """Wait to be claimed again."""
         self.state, self.owner = "queued", None
 
+    def reopen(self) -> None:
+        """Wait to be claimed as if never claimed before, save for the epoch."""
+        self.queue()
+        self.failures = self.crashes = 0
+        self.outcome, self.rests = None, False
+
     def end(self, outcome: str) -> None:
         """Be done."""
         self.state, self.owner, self.outcome = "done", None, outcome
@@ -48,7 +55,10 @@ class ModelChunk:
 
 @dataclass
 class ModelJob:
-    """A job with its chunks by ordinal. `ranks` says which dialogue each row holds; all rows are selected."""
+    """A job with its chunks by ordinal. `ranks` says which dialogue each row holds; all rows are selected.
+
+    It waits for `needs`, and its `dependents` wait for it.
+    """
 
     key: int
     id: str
@@ -60,6 +70,9 @@ class ModelJob:
     codes: tuple[str, ...] | None = None
     ends: dict[int, End] = field(default_factory=dict)
     not_run: int = 0
+    needs: list[ModelJob] = field(default_factory=list)
+    dependents: list[ModelJob] = field(default_factory=list)
+    error: str | None = None
 
     @property
     def succeeded(self) -> int:
@@ -98,8 +111,28 @@ class ModelJob:
     def settle(self) -> None:
         """End the job when no chunk is left."""
         if self.left == 0 and self.state in (*ALIVE, "cancelling"):
-            self.state = "cancelled" if self.state == "cancelling" else "completed"
-            self.not_run = len(self.ranks) - len(self.ends)
+            self.finish("cancelled" if self.state == "cancelling" else "completed")
+
+    def finish(self, state: str, error: str | None = None) -> None:
+        """End, and let those that wait know."""
+        self.state, self.error = state, error
+        self.not_run = len(self.ranks) - len(self.ends)
+        for job in self.dependents:
+            job.judge()
+
+    def judge(self) -> None:
+        """Go on when every need has completed, fail when one is lost."""
+        if self.state != "waiting":
+            return
+        if self.has_lost_need():
+            self.finish("failed", "dependency_failed")
+        elif all(need.state == "completed" for need in self.needs):
+            self.state = "queued"
+            self.settle()
+
+    def has_lost_need(self) -> bool:
+        """True when a job that this one needs has failed or was cancelled."""
+        return any(need.state in LOST for need in self.needs)
 
     def owns(self, claim: Claim) -> ModelChunk | None:
         """Return the claim's chunk if it is still this claim's."""
@@ -136,8 +169,7 @@ class ModelJob:
         """End the job because of what happened in this chunk."""
         chunk.end("failed")
         if self.state not in FINAL:
-            self.state = "failed"
-            self.not_run = len(self.ranks) - len(self.ends)
+            self.finish("failed", "error")
 
     def crash(self, chunk: ModelChunk) -> None:
         """Take a chunk away from an owner that is gone."""
@@ -169,7 +201,7 @@ class ModelJob:
     def sweep(self) -> None:
         """Close what is queued under a job that ended."""
         for chunk in self.chunks:
-            if chunk.state == "queued" and self.state not in ALIVE:
+            if chunk.state == "queued" and self.state not in (*ALIVE, "waiting"):
                 chunk.end("cancelled")
         self.settle()
 
@@ -186,11 +218,31 @@ class ModelJob:
         firsts = [chunk.first for chunk in by_first]
         holding = [by_first[bisect_right(firsts, rank) - 1] for rank in ranks]
         for chunk in self.chunks:
-            if chunk in holding or chunk.outcome in ("cancelled", "failed"):
-                chunk.queue()
-                chunk.failures = chunk.crashes = 0
-                chunk.outcome, chunk.rests = None, False
-        self.state, self.paused, self.codes, self.not_run = "queued", False, codes, 0
+            if chunk in holding or chunk.outcome in LOST:
+                chunk.reopen()
+        self.paused, self.codes = False, codes
+        self._begin_attempt()
+        for job in self.dependents:
+            job.revive()
+        self.judge()
+
+    def can_retry(self, *, retryable: bool) -> bool:
+        """True when something is missing, or nothing but the state of a completed job, and no need is lost."""
+        misses = self.missing(retryable=retryable) > 0 or (self.state != "completed" and not self.failed)
+        return misses and not self.has_lost_need()
+
+    def revive(self) -> None:
+        """Wait again for a need that is taken up again."""
+        if self.state == "failed" and self.error == "dependency_failed" and not self.has_lost_need():
+            for chunk in self.chunks:
+                if chunk.state == "done" and chunk.outcome in LOST:
+                    chunk.reopen()
+            self._begin_attempt()
+            for job in self.dependents:
+                job.revive()
+
+    def _begin_attempt(self) -> None:
+        self.state, self.error, self.not_run = "waiting", None, 0
         self.attempt += 1
 
     def _fail_pending(self, chunk: ModelChunk, code: str) -> None:
