@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 
 import structlog
 from sqlalchemy import select
@@ -10,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import Service
 from gistmill.db import workers as worker_rows
-from gistmill.db.tables import jobs
+from gistmill.db.tables import jobs, models
 from gistmill.errors import StoreUnavailable
 from gistmill.states import JobState
 from gistmill.submit import sweep_datasets
@@ -35,9 +37,16 @@ def tidy_up(service: Service) -> None:
         sweep_datasets(service.database)
         service.database.transact(worker_rows.forget_old)
         _let_checkpoints_go(service)
+        service.store.sweep_unlisted(partial(_list_known, service), older_than_s=STALE_UPLOAD_S)
     except StoreUnavailable as error:
         log.warning("upkeep_failed", reason=error.message)
     service.store.sweep(older_than_s=STALE_UPLOAD_S)
+
+
+def _list_known(service: Service, digests: Sequence[str]) -> list[str]:
+    """Return those of these digests that a model version of any tenant has."""
+    with service.database.read() as connection:
+        return list(connection.execute(select(models.c.digest).where(models.c.digest.in_(digests))).scalars())
 
 
 def _let_checkpoints_go(service: Service) -> None:

@@ -1,7 +1,7 @@
 """The models of one host, each in a directory named by its digest.
 
 Files:
-    models/<digest>/            the files of a model and manifest.json; never changed once there
+    models/<digest>/            the files of a model and manifest.json; never changed once there; swept when no row names it
     merged/<base>-<adapter>/    a base with an adapter merged, made when somebody exports it; swept when unused
     incoming/<name>/            what is being added; swept when it was left behind
     locks/<digest>.lock         held while a digest is being fetched; its time of change tells waiters of progress
@@ -14,8 +14,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -92,7 +92,7 @@ class Store:
         """
         target = self.root / "models" / manifest.digest
         try:
-            if self.find(manifest.digest) is None:
+            if not self._keep(manifest.digest):
                 _settle(staged, manifest)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(target)
@@ -103,6 +103,16 @@ class Store:
             if self.find(manifest.digest) is None:
                 raise ModelUnavailable(f"The model could not be put into the store: {error.strerror}.") from error
         return target
+
+    def _keep(self, digest: str) -> bool:
+        """True when the model is here; it then counts as just published, so that no sweep takes it before its row is there."""
+        directory = self.find(digest)
+        try:
+            if directory is not None:
+                os.utime(directory)
+        except FileNotFoundError:
+            return False
+        return directory is not None
 
     def find_merged(self, base_digest: str, adapter_digest: str) -> Path | None:
         """Return the directory of a base with an adapter merged, or None when it was not made. It is kept for longer then."""
@@ -154,6 +164,43 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
             log.info("staging_swept", directory=path.name)
         return len(stale)
+
+    def sweep_unlisted(self, list_known: Callable[[Sequence[str]], Collection[str]], *, older_than_s: float) -> int:
+        """Remove models that no row names, published that long ago; return how many.
+
+        Files come before their row: whoever died in between, or lost the lease, leaves them. `list_known` returns those of
+        these digests that rows name. A model is moved aside before the last look at its time, so that one that is published
+        again at this moment is either seen here and put back, or not found there and published anew.
+        """
+        limit = time.time() - older_than_s
+        old = [path for path in (self.root / "models").glob("*") if DIGEST.fullmatch(path.name) and _changed_at(path) < limit]
+        known = set(list_known([path.name for path in old])) if old else set()
+        return sum(self._remove(path, limit) for path in old if path.name not in known)
+
+    def _remove(self, directory: Path, limit: float) -> bool:
+        aside = self.root / "incoming" / f"unlisted-{uuid.uuid4().hex}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.rename(aside)
+        except OSError:
+            # Another process removes it.
+            return False
+        if _changed_at(aside) >= limit:
+            with suppress(OSError):
+                # It fails when somebody has published the same files anew meanwhile; then these are one copy too many.
+                aside.rename(directory)
+                return False
+        shutil.rmtree(aside, ignore_errors=True)
+        log.info("unlisted_model_removed", digest=directory.name)
+        return True
+
+
+def _changed_at(directory: Path) -> float:
+    """Return when a directory was changed, now for one that vanishes meanwhile."""
+    try:
+        return directory.stat().st_mtime
+    except OSError:
+        return time.time()
 
 
 def _last_written(directory: Path) -> float:

@@ -22,9 +22,11 @@ from gistmill.db.session import Database
 from gistmill.db.tables import jobs
 from gistmill.errors import LeaseLost, ModelUnavailable, ModelUnreadable
 from gistmill.queue import Bells
+from models_store import manifest as manifests
 from models_store.checkpoints import pack, unpack
 from models_store.store import Store
 from tests.support.api import TOKEN, api_settings, listening_api, running_api
+from tests.support.checkpoints import make_checkpoint
 from tests.support.finetune import add_model, load_pairs, submit_finetune
 from tests.support.jobs import make_worker, take
 from workers.checkpoints import Courier
@@ -54,6 +56,14 @@ def service(database: Database, tmp_path: Path) -> Iterator[Service]:
     bells = Bells(settings.redis_url, settings.redis.key_prefix)
     yield Service(settings, database, bells, Store(settings.store_dir))
     bells.close()
+
+
+def publish(store: Store, *, seed: int) -> str:
+    """Put a model into the store and return its digest."""
+    with store.staging() as staged:
+        manifest = manifests.describe(make_checkpoint(staged, seed=seed), source="test")
+        store.publish(staged, manifest)
+    return manifest.digest
 
 
 def make_files(directory: Path, **texts: str) -> Path:
@@ -145,6 +155,19 @@ def test_checkpoints_go_when_the_job_needs_them_no_more(
         os.utime(shelf.root / claim.job_id, (long_ago, long_ago))
     tidy_up(service)
     assert bool(shelf.list(claim.job_id)) == is_kept
+
+
+def test_model_files_of_a_job_that_lost_its_lease_go_after_a_day(service: Service, database: Database) -> None:
+    listed, left = (publish(service.store, seed=seed) for seed in (1, 2))
+    add_model(database, "listed", digest=listed)
+    long_ago = time.time() - STALE_UPLOAD_S - 60
+    for digest in (listed, left):
+        os.utime(service.store.get(digest), (long_ago, long_ago))
+
+    tidy_up(service)
+
+    assert service.store.find(listed) is not None
+    assert service.store.find(left) is None
 
 
 def test_courier_sends_now_and_then_and_the_last_one_always(database: Database, claim: Claim, tmp_path: Path) -> None:

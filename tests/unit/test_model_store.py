@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,38 @@ def test_sweep_removes_what_was_left_and_spares_what_is_being_written(store: Sto
     assert store.sweep(older_than_s=600) == 1
     assert (left.exists(), busy.exists(), fresh.exists()) == (False, True, True)
     assert store.find(digest) is not None
+
+
+def test_model_that_no_row_names_goes_once_it_is_old(store: Store) -> None:
+    named, unnamed, young = (publish(store, seed=seed).digest for seed in range(3))
+    hour_ago = time.time() - 3600
+    for digest in (named, unnamed):
+        os.utime(store.get(digest), (hour_ago, hour_ago))
+
+    asked: list[str] = []
+
+    def list_known(digests: Sequence[str]) -> list[str]:
+        asked.extend(digests)
+        return [named]
+
+    assert store.sweep_unlisted(list_known, older_than_s=600) == 1
+
+    assert sorted(asked) == sorted((named, unnamed))
+    assert (store.find(named) is None, store.find(unnamed) is None, store.find(young) is None) == (False, True, False)
+    assert list((store.root / "incoming").iterdir()) == []
+
+
+def test_model_that_is_published_again_is_spared_by_the_sweep(store: Store) -> None:
+    digest = publish(store).digest
+    hour_ago = time.time() - 3600
+    os.utime(store.get(digest), (hour_ago, hour_ago))
+
+    def publish_again(digests: Sequence[str]) -> list[str]:
+        publish(store)
+        return []
+
+    assert store.sweep_unlisted(publish_again, older_than_s=600) == 0
+    manifests.verify(store.get(digest), store.get_manifest(digest))
 
 
 def test_sweep_of_a_store_without_anything_does_nothing(store: Store) -> None:
