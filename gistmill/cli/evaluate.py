@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistmill.cli.output import EXIT_INTERRUPTED, advise, say, write_json
+from gistmill.cli.output import EXIT_INTERRUPTED, advise, require_directory, say, write_json
 from gistmill.cli.submitting import DefaultGroup, labels_of, leave, split_names, stay_up
+from gistmill.errors import NothingToScore
 
 if TYPE_CHECKING:
     from gistmill.client import Client
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MODELS, FILES, SCORES, GENERATION = "Models", "Summaries made elsewhere", "Scores", "Generation"
 
-HELP = "Score models, or summaries made elsewhere, against references: gistmill evaluate run --help tells the options."
+HELP = "Score models, or summaries made elsewhere, against references, and say which is better."
 
 app = typer.Typer(cls=DefaultGroup, no_args_is_help=True)
 
@@ -84,12 +85,13 @@ def evaluate(
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score models, or summaries made elsewhere, against references: means with intervals, pairs with p-values."""
-    from gistmill.client import Client
-    from gistmill.comparison import files
+    """Score models, or summaries made elsewhere, against references: means with intervals, pairs with p-values.
 
-    if output is not None:
-        files.check_suffix(output)
+    What is stored can be scored anew without a GPU: gistmill evaluate rescore EVALUATION.
+    """
+    from gistmill.client import Client
+
+    _check_output(output)
     generation = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     spec: dict[str, Any] = {
         "baseline": baseline,
@@ -139,15 +141,23 @@ def rescore(
 ) -> None:
     """Score the summaries of an evaluation anew, from what is stored: no GPU is needed."""
     from gistmill.client import Client
-    from gistmill.comparison import files
 
-    if output is not None:
-        files.check_suffix(output)
+    _check_output(output)
     changes = {"baseline": baseline, **_scoring(metrics, references, stemming, resamples, seed)}
     with Client() as client:
         earlier = client.comparison(evaluation)
         wanted = {name: value for name, value in changes.items() if value is not None}
         _finish(client, earlier.rescore(also=also or (), **wanted), output, detach=detach, as_json=as_json)
+
+
+def _check_output(output: Path | None) -> None:
+    """Make sure that the comparison can be written there, before hours of work."""
+    from gistmill.comparison import files
+
+    if output is None:
+        return
+    files.check_suffix(output)
+    require_directory(output)
 
 
 def _scoring(
@@ -176,15 +186,16 @@ def _system(text: str) -> dict[str, Any]:
 
 def _finish(client: Client, comparison: Comparison, output: Path | None, *, detach: bool, as_json: bool) -> None:
     """Wait for the figures and show them."""
-    say(f"submitted {comparison.id}: {comparison.view.cases} cases")
+    from gistmill.comparison import files, text
+    from gistmill.comparison.figures import number_of
+    from gistmill.progress import show_progress
+
+    say(f"submitted {comparison.id}: {number_of(comparison.view.cases, 'case')}")
     if detach:
         stay_up(client)
         print(comparison.id)
         advise(f"gistmill compare show {comparison.id}")
         return
-    from gistmill.comparison import files, text
-    from gistmill.progress import show_progress
-
     try:
         with show_progress() as show:
             comparison.wait(on_change=show)
@@ -195,7 +206,8 @@ def _finish(client: Client, comparison: Comparison, output: Path | None, *, deta
     if view.state != "completed":
         error = view.error or {}
         say(f"error: {error.get('message', f'the evaluation is {view.state}')}")
-        advise(f"gistmill jobs retry {comparison.id}")
+        is_empty = error.get("code") == NothingToScore.code
+        advise(f"gistmill compare items {comparison.id}" if is_empty else f"gistmill jobs retry {comparison.id}")
         raise typer.Exit(1)
     if output is not None:
         files.save(view, output)
