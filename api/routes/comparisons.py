@@ -13,9 +13,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import After, PageLimit, Service, ServiceDep
 from gistmill import readback, submit
-from gistmill.readback.cases import DELTA, PAGE, CaseOrder, CaseQuery
+from gistmill.readback.cases import DELTA, PAGE, CaseOrder, CaseQuery, Ranking, rank_cases, read_ranked
 from gistmill.sweep import live_within_s
-from gistmill.views import ComparisonView, JobView, Page
+from gistmill.views import CaseView, ComparisonView, JobView, Page
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
 
@@ -61,8 +61,11 @@ def stream_cases(
     """Stream cases side by side, one JSON object a line: in input order, or the worst or best first."""
     query = CaseQuery(order, by, measure, system, baseline)
     # Whatever is wrong with the request is found before the status is sent.
-    readback.read_cases(service.database, service.tenant_key, job_id, query, after=after, limit=0)
-    return StreamingResponse(_lines(service, job_id, query, after, limit), media_type=LINES)
+    if order == "input":
+        readback.read_cases(service.database, service.tenant_key, job_id, query, after=after, limit=0)
+        return StreamingResponse(_lines(service, job_id, query, after, limit), media_type=LINES)
+    ranking = rank_cases(service.database, service.tenant_key, job_id, query, after, limit)
+    return StreamingResponse(_ranked_lines(service, job_id, query, ranking), media_type=LINES)
 
 
 @router.post("/{job_id}/rescore", status_code=201, responses={200: {"description": "The answer to an earlier request."}})
@@ -97,6 +100,16 @@ async def _lines(service: Service, job_id: str, query: CaseQuery, after: str | N
         if page:
             after = page[-1].cursor
             left = None if left is None else left - len(page)
-            yield "".join(line.model_dump_json() + "\n" for line in page)
+            yield _as_lines(page)
         if len(page) < most:
             return
+
+
+async def _ranked_lines(service: Service, job_id: str, query: CaseQuery, ranking: Ranking) -> AsyncIterator[str]:
+    for part in ranking.pages():
+        read = partial(read_ranked, service.database, service.tenant_key, job_id, query, part)
+        yield _as_lines(await run_in_threadpool(read))
+
+
+def _as_lines(page: list[CaseView]) -> str:
+    return "".join(line.model_dump_json() + "\n" for line in page)

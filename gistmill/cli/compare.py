@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gistmill.cli.output import advise, say, write_json, write_table
+from gistmill.cli.output import advise, require_directory, say, write_json, write_table
 from gistmill.views import CaseView, ComparisonView
 
 EXIT_GATE = 7
@@ -52,6 +52,7 @@ def show(
 
     if output is not None:
         files.check_suffix(output)
+        require_directory(output)
     with Client.for_reading() as client:
         view = client.get_comparison_view(evaluation)
     if output is not None:
@@ -81,6 +82,8 @@ def items(
 
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise typer.BadParameter(f"cases are written as .csv or .jsonl, not as '{output.name}'", param_hint="--output")
+    if output is not None:
+        require_directory(output)
     with Client.for_reading() as client:
         comparison = client.comparison(evaluation)
         cases = comparison.items(limit=limit, measure=measure, system=system, baseline=baseline)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gistmill.errors import GistmillError
@@ -44,6 +45,18 @@ def say(message: str) -> None:
 def advise(command: str) -> None:
     """Name the command that is useful next."""
     say(f"next: {command}")
+
+
+def require_directory(output: Path) -> None:
+    """Make sure that the directory of a file that will be written is there, before the work that fills it.
+
+    Raises:
+        BadParameter: it is not.
+    """
+    import typer
+
+    if not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {output.absolute().parent}", param_hint="--output")
 
 
 def write_json(value: Any) -> None:

@@ -84,9 +84,20 @@ def list_sources(connection: Connection, systems: Sequence[System]) -> dict[int,
 
 
 def find_completed(
-    connection: Connection, tenant_key: int, *, recipe: dict[str, Any], dataset_key: int, rows: JobRows
+    connection: Connection,
+    tenant_key: int,
+    *,
+    recipe: dict[str, Any],
+    model_key: int,
+    dataset_key: int,
+    rows: JobRows,
+    with_truncated: bool,
 ) -> int | None:
-    """Return the newest job that has a summary by this recipe for each of these rows, or None. Listed rows are not compared."""
+    """Return the newest job that has a summary by this recipe for each of these rows, or None. Listed rows are not compared.
+
+    The model's version counts too: another one of the same files may have been trained on other data, as far as is known.
+    Without `with_truncated` no prompt of the job may have been cut.
+    """
     if rows.listed is not None:
         return None
     query = (
@@ -94,7 +105,8 @@ def find_completed(
         .join(recipes, recipes.c.key == jobs.c.recipe_key)
         .where(recipes.c.tenant_key == tenant_key, recipes.c.digest == digest_of(recipe))
         .where(jobs.c.tenant_key == tenant_key, jobs.c.kind == JobKind.SUMMARIZE, jobs.c.state == JobState.COMPLETED)
-        .where(jobs.c.dataset_key == dataset_key, jobs.c.failed == 0)
+        .where(jobs.c.dataset_key == dataset_key, jobs.c.model_key == model_key, jobs.c.failed == 0)
+        .where(*(() if with_truncated else (jobs.c.truncated == 0,)))
         .where(jobs.c.row_start == rows.start, jobs.c.row_stop == rows.stop, jobs.c.row_step == rows.step)
         .order_by(jobs.c.key.desc())
         .limit(1)
@@ -103,13 +115,17 @@ def find_completed(
 
 
 def trainings_of(connection: Connection, model_key: int) -> list[Row[Any]]:
-    """Return the finetune jobs that made a model version and what it stands on, newest first."""
+    """Return the finetune jobs that made a model version and what it stands on, newest first.
+
+    The same files under another name were made by the same training.
+    """
     trainings: list[Row[Any]] = []
     row: Row[Any] | None = connection.execute(select(models).where(models.c.key == model_key)).one_or_none()
     for _ in range(LONGEST_CHAIN):
         if row is None:
             break
-        if row.job_key is not None:
-            trainings += connection.execute(select(jobs).where(jobs.c.key == row.job_key)).all()
+        same_files = (models.c.tenant_key == row.tenant_key, models.c.digest == row.digest)
+        made_by = select(models.c.job_key).where(*same_files, models.c.job_key.is_not(None))
+        trainings += connection.execute(select(jobs).where(jobs.c.key.in_(made_by)).order_by(jobs.c.key.desc())).all()
         row = find_origin(connection, row)
     return trainings

@@ -8,15 +8,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, text, update
 
-from gistmill.db import dependencies, endings
+from gistmill.db import dependencies, endings, scores
 from gistmill.db.bulk import listed
 from gistmill.db.clock import db_now
 from gistmill.db.endings import Kinds
-from gistmill.db.last_chunk import AFRESH, forget_aggregate, is_scoring
+from gistmill.db.last_chunk import AFRESH, is_scoring
 from gistmill.db.reviving import lock_chunks, revive_dependents
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs, results
 from gistmill.errors import JobNotOver, NothingToRetry, UnknownJob
-from gistmill.states import FINAL_JOB_STATES, ChunkState, JobState
+from gistmill.states import FINAL_JOB_STATES, ChunkState, JobKind, JobState
 
 PAGE = 5_000
 
@@ -108,7 +108,8 @@ def reopen(connection: Connection, job: Row[Any], chunk_keys: Sequence[int], cod
     if changed != 1 or opened != len(chunk_keys):
         raise JobNotOver(f"The job {job.id} was taken up again a moment ago.")
     _check_needs(connection, job)
-    forget_aggregate(connection, job.key)
+    if job.kind == JobKind.EVALUATE:
+        scores.forget(connection, job)
     revive_dependents(connection, job.key)
     return endings.judge(connection, [job.key])
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gistmill.db.bulk import PAGE, insert_many, insert_returning
@@ -15,7 +15,9 @@ from gistmill.db.clock import db_now
 from gistmill.db.fence import guard
 from gistmill.db.tables import comparisons, evaluation_cases, evaluations, jobs, score_means, scores
 from gistmill.errors import JobEnded
-from gistmill.states import FINAL_JOB_STATES
+from gistmill.states import FINAL_JOB_STATES, JobState
+
+ROUGE_ALONE = ("rouge",)
 
 
 class ScoreRow(NamedTuple):
@@ -107,26 +109,30 @@ def read_all(connection: Connection, job_key: int) -> Iterator[StoredScore]:
 
 
 def count_outcomes(connection: Connection, job_key: int) -> dict[str, int]:
-    """Return how many cases ended how."""
+    """Return how many cases ended how, by name, so that the same counts are the same bytes."""
     query = select(evaluation_cases.c.outcome, func.count()).where(evaluation_cases.c.job_key == job_key)
-    return {row.outcome: row[1] for row in connection.execute(query.group_by(evaluation_cases.c.outcome))}
+    return dict(sorted((row.outcome, row[1]) for row in connection.execute(query.group_by(evaluation_cases.c.outcome))))
 
 
 class Flaws(NamedTuple):
-    """What is to be said aloud of a case: the systems without a summary, those with an empty one, and whether rows differ."""
+    """What is to be said aloud: of how many cases each system has no summary, or an empty one, and in how many rows differ."""
 
     missing: list[int]
     empty: list[int]
-    is_differing: bool
+    differing: int
 
 
-def read_flaws(connection: Connection, job_key: int) -> Iterator[Flaws]:
-    """Stream the flaws of each case that has some."""
+def count_flaws(connection: Connection, job_key: int, systems: int) -> Flaws:
+    """Return the flaws of all cases of the job."""
     query = select(evaluation_cases.c.missing, evaluation_cases.c.empty, evaluation_cases.c.differing)
     query = query.where(evaluation_cases.c.job_key == job_key)
+    missing, empty, differing = [0] * systems, [0] * systems, 0
     for row in connection.execute(query, execution_options={"yield_per": PAGE}):
-        if any(row):
-            yield Flaws(*row)
+        differing += row.differing
+        for counts, numbers in ((missing, row.missing), (empty, row.empty)):
+            for number in numbers:
+                counts[number] += 1
+    return Flaws(missing, empty, differing)
 
 
 def record_aggregates(
@@ -135,7 +141,7 @@ def record_aggregates(
     *,
     means: Sequence[Mapping[str, Any]],
     pairs: Sequence[Mapping[str, Any]],
-    counts: Mapping[str, int],
+    counts: Mapping[str, Any],
     signature: Mapping[str, Any],
     notes: Sequence[str],
 ) -> None:
@@ -156,6 +162,24 @@ def record_aggregates(
         update(evaluations)
         .where(evaluations.c.job_key == claim.job_key)
         .values(counts=dict(counts), signature=dict(signature), notes=list(notes), aggregated_at=db_now())
+    )
+
+
+def forget(connection: Connection, job: Row[Any]) -> None:
+    """Let a job that is taken up again look anew at what it left out: by now every model may have a summary of it.
+
+    What its scores came to goes too, because it is written only once. After a failure so do all scores, when modules gave
+    some: a module that was mended gives other figures, and the two must not be mixed. `job` is its row as it ended.
+    """
+    is_stale = job.state == JobState.FAILED and tuple(job.spec.get("metrics") or ROUGE_ALONE) != ROUGE_ALONE
+    gone = () if is_stale else (evaluation_cases.c.outcome != "scored",)
+    for table in (score_means, comparisons, *((scores,) if is_stale else ())):
+        connection.execute(delete(table).where(table.c.job_key == job.key))
+    cases = connection.execute(delete(evaluation_cases).where(evaluation_cases.c.job_key == job.key, *gone)).rowcount
+    connection.execute(
+        update(evaluations)
+        .where(evaluations.c.job_key == job.key)
+        .values(ended=evaluations.c.ended - cases, aggregated_at=None)
     )
 
 

@@ -109,7 +109,7 @@ dataset_rows = Table(
     Index("uq_dataset_rows_occurrence", "dataset_key", "dialogue_key", "occurrence", unique=True),
 )
 
-# The rank of each distinct dialogue of a dataset by (characters, digest): neighbours cost alike.
+# The rank of each distinct dialogue of a dataset by (length in steps, first row): neighbours cost alike and lie close together.
 dataset_dialogues = Table(
     "dataset_dialogues",
     metadata,
@@ -366,7 +366,8 @@ prompts = Table(
     UniqueConstraint("tenant_key", "name", "version"),
 )
 
-# What an evaluate job found: how far it is, and once it has aggregated, its counts and its signature.
+# What an evaluate job found: how far it is, and once it has aggregated, its signature and its counts: `outcomes` of cases, and
+# how many `empty` summaries each system has.
 evaluations = Table(
     "evaluations",
     metadata,

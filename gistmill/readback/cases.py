@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Subquery, func, select
+from sqlalchemy import Connection, Row, Select, Subquery, func, select
 
 from gistmill.db import cases as case_rows
 from gistmill.db import evaluations
@@ -21,6 +22,7 @@ from gistmill.views import CaseView
 
 CaseOrder = Literal["input", "worst", "best"]
 PAGE = 200
+RANKED_AT_ONCE = 10_000
 DELTA = "delta"
 
 
@@ -33,6 +35,19 @@ class CaseQuery:
     measure: str | None = None
     system: str | None = None
     baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The dialogues of cases, the worst or best first, behind this position. Eight bytes a case: millions may be ranked."""
+
+    position: int
+    keys: array[int]
+
+    def pages(self, size: int = PAGE) -> Iterator[Ranking]:
+        """Yield it in parts."""
+        for start in range(0, len(self.keys), size):
+            yield Ranking(self.position + start, self.keys[start : start + size])
 
 
 @dataclass(frozen=True)
@@ -62,19 +77,50 @@ def read_cases(
         InvalidInput: the cursor cannot be read, or no such measure or system was scored.
     """
     query = query or CaseQuery()
-    position = 0 if after is None else _parse(after)
+    if query.order != "input":
+        return read_ranked(database, tenant_key, job_id, query, rank_cases(database, tenant_key, job_id, query, after, limit))
     with database.read() as connection:
         job = get_row(connection, tenant_key, job_id)
         evaluation = evaluations.load(connection, job.job_key)
         choice = _choose(connection, evaluation, query)
-        if query.order == "input":
-            found = _in_input_order(connection, job.job_key, position, limit)
-        else:
-            found = _ranked(connection, job.job_key, query, choice, position, limit)
-        views = _views(connection, job, evaluation, found, choice)
-    if query.order == "input":
-        return views
-    return [view.model_copy(update={"cursor": f"c:{position + place}"}) for place, view in enumerate(views, start=1)]
+        found = _in_input_order(connection, job.job_key, position_of(after), limit)
+        return _views(connection, job, evaluation, found, choice)
+
+
+def rank_cases(
+    database: Database, tenant_key: int, job_id: str, query: CaseQuery, after: str | None = None, limit: int | None = None
+) -> Ranking:
+    """Return which cases come behind the cursor, all of them or at most `limit`, the worst or best first.
+
+    All scores are read and sorted for it, so that whoever shows many cases ranks them once and reads them in pages.
+
+    Raises:
+        UnknownComparison, InvalidInput: as in `read_cases`.
+    """
+    position = position_of(after)
+    with database.read() as connection:
+        job = get_row(connection, tenant_key, job_id)
+        choice = _choose(connection, evaluations.load(connection, job.job_key), query)
+        if choice is None:
+            return Ranking(position, array("q"))
+        ranked = _ranked(job.job_key, query, choice).limit(limit).offset(position)
+        rows = connection.execute(ranked, execution_options={"yield_per": RANKED_AT_ONCE})
+        return Ranking(position, array("q", (row.dialogue_key for row in rows)))
+
+
+def read_ranked(database: Database, tenant_key: int, job_id: str, query: CaseQuery, ranking: Ranking) -> list[CaseView]:
+    """Return the cases of a ranking, or of a part of one, in its order."""
+    with database.read() as connection:
+        job = get_row(connection, tenant_key, job_id)
+        evaluation = evaluations.load(connection, job.job_key)
+        keys = ranking.keys.tolist()
+        mine = select(evaluation_cases).where(
+            evaluation_cases.c.job_key == job.job_key, is_among(connection, evaluation_cases.c.dialogue_key, keys)
+        )
+        rows = {row.dialogue_key: row for row in connection.execute(mine)}
+        found = [rows[key] for key in keys]
+        views = _views(connection, job, evaluation, found, _choose(connection, evaluation, query))
+    return [view.model_copy(update={"cursor": f"c:{ranking.position + place}"}) for place, view in enumerate(views, start=1)]
 
 
 def _choose(connection: Connection, evaluation: Evaluation, query: CaseQuery) -> _Choice | None:
@@ -106,21 +152,16 @@ def _in_input_order(connection: Connection, job_key: int, position: int, limit: 
     return connection.execute(query.order_by(evaluation_cases.c.row_number).limit(limit)).all()
 
 
-def _ranked(
-    connection: Connection, job_key: int, query: CaseQuery, choice: _Choice | None, position: int, limit: int
-) -> Sequence[Row[Any]]:
-    if choice is None:
-        return []
+def _ranked(job_key: int, query: CaseQuery, choice: _Choice) -> Select[tuple[int]]:
     system, baseline = (_of_system(job_key, number, choice.measure) for number in (choice.system, choice.baseline))
     value = system.c.value - baseline.c.value if query.by == DELTA else system.c.value
-    ranked = (
-        select(evaluation_cases)
+    return (
+        select(evaluation_cases.c.dialogue_key)
         .join(system, system.c.dialogue_key == evaluation_cases.c.dialogue_key)
         .join(baseline, baseline.c.dialogue_key == evaluation_cases.c.dialogue_key)
         .where(evaluation_cases.c.job_key == job_key)
         .order_by(value if query.order == "worst" else value.desc(), evaluation_cases.c.row_number)
     )
-    return connection.execute(ranked.limit(limit).offset(position)).all()
 
 
 def _of_system(job_key: int, number: int, measure: str) -> Subquery:
@@ -189,7 +230,14 @@ def _delta(of: dict[int, dict[str, float]], choice: _Choice | None) -> float | N
     return of[choice.system][choice.measure] - of[choice.baseline][choice.measure]
 
 
-def _parse(cursor: str) -> int:
+def position_of(cursor: str | None) -> int:
+    """Return the place behind which a cursor stands.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    if cursor is None:
+        return 0
     kind, _, number = cursor.partition(":")
     if kind == "c" and number.isascii() and number.isdigit() and len(number) < 19:
         return int(number)

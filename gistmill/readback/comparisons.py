@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select
 
 from gistmill.db import evaluations
-from gistmill.db import scores as score_rows
 from gistmill.db.clock import as_datetime
 from gistmill.db.evaluations import System
 from gistmill.db.session import Database
@@ -87,7 +85,7 @@ def _view(connection: Connection, row: Row[Any]) -> ComparisonView:
         measures=_in_order({mean.measure for mean in means}),
         cases=row.cases,
         ended=row.ended,
-        counts=row.counts or {},
+        counts=(row.counts or {}).get("outcomes") or {},
         systems=_systems(connection, row, systems, means),
         pairs=_pairs(connection, row.job_key, systems),
         signature="|".join(f"{name}:{value}" for name, value in (row.signature or {}).items()),
@@ -105,7 +103,7 @@ def _in_order(measures: set[str]) -> list[str]:
 
 def _systems(connection: Connection, row: Row[Any], systems: Sequence[System], means: Sequence[Row[Any]]) -> list[SystemView]:
     sources = evaluations.list_sources(connection, systems)
-    empty = Counter(number for flaws in score_rows.read_flaws(connection, row.job_key) for number in flaws.empty)
+    empty = (row.counts or {}).get("empty") or [0] * len(systems)
     views = []
     for system in systems:
         source = sources.get(system.number)

@@ -107,7 +107,7 @@ def _require_references(
     if not usable:
         how = "--reference-column NAME" if predictions is not None else "--column references=NAME"
         raise InvalidDataset(
-            f"None of the {rows.count} rows of '{spec.dataset}' has a reference summary, and scores need them. Name the column"
+            f"None of the {rows.count} rows of '{dataset.name}' has a reference summary, and scores need them. Name the column"
             f" that holds them: {how}."
         )
 
@@ -126,7 +126,7 @@ def _find_sources(
         job_key = _find_named_job(planning, system, dataset)
         if job_key is None:
             made = summarizing.draft(planning, _summarize(spec, system, dataset.id), rows=rows)
-            job_key = _find_done(planning, made)
+            job_key = _find_done(planning, made, with_truncated=spec.on_overflow == "truncate")
         if job_key is not None:
             sources.append(_Source(name, job_key=job_key))
             continue
@@ -147,7 +147,12 @@ def _find_named_job(planning: Planning, system: SystemSpec, dataset: Row[Any]) -
         if job is None or job.kind == JobKind.FINETUNE:
             return None
         if job.kind != JobKind.SUMMARIZE:
-            raise InvalidSpec(f"The job cannot run as written: /models: {job.id} is a {job.kind} job and has no summaries.")
+            raise InvalidSpec(f"The job cannot run as written: /models: {job.id} is of kind {job.kind} and has no summaries.")
+        if system.prompt is not None or system.generation is not None:
+            raise InvalidSpec(
+                f"The job cannot run as written: /models: the summaries of {job.id} are made already; a prompt or generation"
+                " parameters belong to a model."
+            )
         if job.dataset_key != dataset.key:
             other = connection.execute(select(datasets).where(datasets.c.key == job.dataset_key)).one()
             raise DataMismatch(
@@ -176,11 +181,17 @@ def _summarize(spec: EvaluateSpec, system: SystemSpec, dataset_id: str) -> Summa
     )
 
 
-def _find_done(planning: Planning, made: Draft) -> int | None:
+def _find_done(planning: Planning, made: Draft, *, with_truncated: bool) -> int | None:
     """Return a completed job that has all these summaries; only such a one is used as a whole."""
-    if made.recipe is None:
+    if made.recipe is None or made.model is None:
         return None
     with planning.database.read() as connection:
         return evaluations.find_completed(
-            connection, planning.tenant_key, recipe=made.recipe, dataset_key=made.dataset_key, rows=made.rows
+            connection,
+            planning.tenant_key,
+            recipe=made.recipe,
+            model_key=made.model.key,
+            dataset_key=made.dataset_key,
+            rows=made.rows,
+            with_truncated=with_truncated,
         )

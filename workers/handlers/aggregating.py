@@ -17,18 +17,19 @@ from gistmill.db import evaluations
 from gistmill.db import scores as score_rows
 from gistmill.db.claim import Claim
 from gistmill.db.evaluations import Evaluation
-from gistmill.db.scores import StoredScore
+from gistmill.db.scores import Flaws, StoredScore
 from gistmill.db.session import Database
 from gistmill.db.tables import datasets
 from gistmill.errors import NothingToScore
 from gistmill.faults import point
-from gistmill.specs import EvaluateSpec
+from gistmill.specs import EvaluateSpec, digest_of
 from workers.evaluation import statistics
 from workers.handlers.base import Lease
 
 log = structlog.get_logger(__name__)
 
 TICK_SCORES = 50_000
+LONGEST_SELECTION = 100
 REASONS = {
     "failed": "a model has no summary of them",
     "example": "a prompt shows them as an example",
@@ -67,7 +68,8 @@ def aggregate(
     names = [system.name for system in evaluation.systems]
     with database.read() as connection:
         counts = score_rows.count_outcomes(connection, claim.job_key)
-        notes = _notes(connection, claim, evaluation, counts)
+        flaws = score_rows.count_flaws(connection, claim.job_key, len(names))
+        notes = _notes(connection, evaluation, flaws)
         signature = _signature(connection, claim, spec, evaluation, metrics, counts)
         if not counts.get("scored"):
             raise NothingToScore(f"No case is left to score: {'; '.join(_left_out(counts))}.")
@@ -81,7 +83,7 @@ def aggregate(
         claim=claim,
         means=means,
         pairs=pairs,
-        counts=counts,
+        counts={"outcomes": counts, "empty": flaws.empty},
         signature=signature,
         notes=notes,
     )
@@ -185,7 +187,9 @@ def _signature(
         "data": dataset.digest[:16],
     }
     if spec.select:
-        signature["select"] = spec.select[:100]
+        # A long list is told apart by its digest: its beginning may be that of another.
+        is_short = len(spec.select) <= LONGEST_SELECTION
+        signature["select"] = spec.select if is_short else f"sha256-{digest_of(spec.select)[:16]}"
     if len(evaluation.systems) > 2:
         signature["correction"] = "holm"
     if evaluation.predictions_key not in (None, claim.dataset_key):
@@ -201,26 +205,21 @@ def _case_rule(mapping: Mapping[str, Any]) -> str:
     return f"column-{mapping['dialogue']}" if mapping.get("dialogue") else "each-row"
 
 
-def _notes(connection: Connection, claim: Claim, evaluation: Evaluation, counts: Mapping[str, int]) -> list[str]:
-    """Return what a reader of the figures must know."""
+def _notes(connection: Connection, evaluation: Evaluation, flaws: Flaws) -> list[str]:
+    """Return what a reader of the figures must know beside the counts."""
     names = [system.name for system in evaluation.systems]
-    notes = []
-    if left_out := _left_out(counts):
-        total = sum(counts.values())
-        notes.append(f"{total - counts.get('scored', 0)} of {total} cases are left out of every figure: {'; '.join(left_out)}.")
-    missing, differing = [0] * len(names), 0
-    for flaws in score_rows.read_flaws(connection, claim.job_key):
-        differing += flaws.is_differing
-        for number in flaws.missing:
-            missing[number] += 1
-    notes += [f"{name} has no summary of {count} cases." for name, count in zip(names, missing, strict=True) if count]
-    if differing:
+    lacking = zip(names, flaws.missing, strict=True)
+    notes = [f"{name} has no summary of {_cases(count)}." for name, count in lacking if count]
+    if flaws.differing:
         notes.append(
-            f"The rows of {differing} cases hold different summaries: the first counts. To score every row: --references each."
+            f"The rows of {_cases(flaws.differing)} hold different summaries: the first counts. To score every row:"
+            " --references each."
         )
-    if counts.get("scored") == 1:
-        notes.append("One case alone has no interval and no p-value.")
     return notes + _differences(connection, evaluation)
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count:,} cases"
 
 
 def _left_out(counts: Mapping[str, int]) -> list[str]:
@@ -234,12 +233,15 @@ def _differences(connection: Connection, evaluation: Evaluation) -> list[str]:
     for what in ("prompt", "generation", "max_input_tokens", "on_overflow", "precision"):
         of = {system.name: sources[system.number].spec.get(what) for system in evaluation.systems if system.number in sources}
         if len({repr(value) for value in of.values()}) > 1:
-            each = "; ".join(f"{name}: {_shown(value)}" for name, value in of.items())
+            shown = _unlike(of) if what == "generation" else of
+            each = "; ".join(f"{name}: {value}" for name, value in shown.items())
             notes.append(f"The compared differ in {what.replace('_', ' ')}: {each}.")
     return notes
 
 
-def _shown(value: Any) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    return ", ".join(f"{name} {item}" for name, item in value.items())
+def _unlike(of: Mapping[str, Any]) -> dict[str, str]:
+    """Return of each system's parameters those that are not the same for all."""
+    known = {name: value or {} for name, value in of.items()}
+    keys = dict.fromkeys(key for value in known.values() for key in value)
+    unlike = [key for key in keys if len({repr(value.get(key)) for value in known.values()}) > 1]
+    return {name: ", ".join(f"{key} {value.get(key)}" for key in unlike) for name, value in known.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from gistmill.db import cases as case_rows
 from gistmill.db import evaluations
@@ -99,15 +99,22 @@ class EvaluateHandler:
 def _find_left_out(connection: Connection, claim: Claim, evaluation: Evaluation) -> _LeftOut:
     """Look up which dialogues the prompts of the compared show, and which data their models were trained on."""
     examples: set[int] = set()
-    trainings: dict[int, tuple[int, JobRows]] = {}
+    trainings: dict[tuple[int, JobRows], None] = {}
     for job in evaluations.list_sources(connection, evaluation.systems).values():
         examples |= prompt_rows.example_dialogues(connection, claim.tenant_key, job.spec["prompt"])
         for training in evaluations.trainings_of(connection, job.model_key) if job.model_key is not None else ():
-            trainings[training.key] = _training_rows(connection, training)
-    return _LeftOut(frozenset(examples), tuple(trainings.values()))
+            trainings |= dict.fromkeys(_training_rows(connection, training))
+    return _LeftOut(frozenset(examples), tuple(trainings))
 
 
-def _training_rows(connection: Connection, training: Any) -> tuple[int, JobRows]:
-    """Return the data of a finetune job. What it kept back to validate on counts as seen: it chose when to stop."""
+def _training_rows(connection: Connection, training: Row[Any]) -> Iterator[tuple[int, JobRows]]:
+    """Yield the data of a finetune job, by datasets. What it kept back to validate on counts as seen.
+
+    So does validation data of its own, when the best evaluation decided which weights became the model.
+    """
     count = connection.execute(select(datasets.c.rows).where(datasets.c.key == training.dataset_key)).scalar_one()
-    return training.dataset_key, select_rows(training.spec.get("select"), count)
+    yield training.dataset_key, select_rows(training.spec.get("select"), count)
+    validation = training.spec.get("validation")
+    if isinstance(validation, str) and training.spec.get("early_stop"):
+        row = connection.execute(select(datasets.c.key, datasets.c.rows).where(datasets.c.id == validation)).one()
+        yield row.key, JobRows(0, row.rows)
