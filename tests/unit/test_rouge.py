@@ -128,7 +128,10 @@ def test_host_without_the_fast_library_gets_the_same_figures_and_says_so_once(mo
         slow = [score_pairs(*zip(*pairs, strict=True), stemming=True) for _ in range(2)]
     try:
         assert slow == [fast, fast]
-        assert all(type(value) is float for case in slow[0] for score in case.values() for value in score)
+        for case in [*fast, *slow[0]]:
+            assert list(case) == list(MEASURES)
+            assert all(type(value) is float for score in case.values() for value in score)
+            assert all(score._fields == Score._fields for score in case.values())
         assert [entry["event"] for entry in logs] == ["rouge_is_slow"]
         assert rouge.implementation() == "rouge_score 0.1.2"
         assert named.startswith("rouge_score 0.1.2 through rouge-score-rs 0.")

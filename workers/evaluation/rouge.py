@@ -39,8 +39,9 @@ def score_pairs(predictions: Sequence[str], references: Sequence[str], *, stemmi
     native = _find_native()
     if native is None:
         return score_pairs_slowly(predictions, references, stemming=stemming)
-    found = native.RougeScorer(MEASURES, use_stemmer=stemming).score_batch(references, predictions)
-    return [{measure: Score(*scores[measure]) for measure in MEASURES} for scores in found]
+    # Its scores are named tuples of the same fields as ours; to make ours of them would take a third of the time.
+    found: list[dict[str, Score]] = native.RougeScorer(MEASURES, use_stemmer=stemming).score_batch(references, predictions)
+    return found
 
 
 def score_pairs_slowly(predictions: Sequence[str], references: Sequence[str], *, stemming: bool) -> list[dict[str, Score]]:
