@@ -1,7 +1,8 @@
 """What happens to a chunk after its claim: renewal, finish, release. Every statement carries key, epoch and state.
 
-Lock order, here and everywhere: chunks by key, generations by key, the job, its results, workers. A transaction that would
-leave a queued chunk under a job that ended looks at the job after it has locked the chunk, and closes the chunk instead.
+Lock order, here and everywhere: chunks by key, generations by key, the job, its results, workers, and when the job ends, those
+that need it by key. A transaction that would leave a queued chunk under a job that ended looks at the job after it has locked
+the chunk, and closes the chunk instead.
 """
 
 from __future__ import annotations

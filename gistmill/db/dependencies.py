@@ -16,6 +16,7 @@ from gistmill.errors import DependencyFailed
 from gistmill.states import JobState
 
 LOST = (JobState.FAILED, JobState.CANCELLED)
+needed = jobs.alias("needed")
 LONGEST_REASON = 500
 
 
@@ -101,9 +102,6 @@ def waits_in_vain() -> ColumnElement[bool]:
     """The condition on a job: it waits although its needs have all completed, or one of them is lost."""
     is_open = _has_need(needed.c.state != JobState.COMPLETED)
     return (jobs.c.state == JobState.WAITING) & or_(_has_need(needed.c.state.in_(LOST)), ~is_open)
-
-
-needed = jobs.alias("needed")
 
 
 def _has_need(condition: ColumnElement[bool]) -> ColumnElement[bool]:

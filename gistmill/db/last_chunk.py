@@ -42,11 +42,6 @@ def queue_last_chunk(connection: Connection, job_key: int) -> bool:
     return True
 
 
-def forget_aggregate(connection: Connection, job_key: int) -> None:
-    """Let the job be aggregated anew when its chunks are done."""
-    connection.execute(update(evaluations).where(evaluations.c.job_key == job_key).values(aggregated_at=None))
-
-
 def is_scoring() -> ColumnElement[bool]:
     """The condition on a chunk: it has ranks, so it is not a last chunk."""
     return chunks.c.first_rank > LAST_RANK

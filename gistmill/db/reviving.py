@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, select, update
 from gistmill.db import dependencies
 from gistmill.db.bulk import listed
 from gistmill.db.clock import db_now
-from gistmill.db.last_chunk import AFRESH, forget_aggregate, is_scoring
+from gistmill.db.last_chunk import AFRESH, is_scoring
 from gistmill.db.tables import chunks, jobs
 from gistmill.errors import DependencyFailed
 from gistmill.states import ChunkState, JobState
@@ -49,7 +49,6 @@ def _revive(connection: Connection, job: Row[Any]) -> None:
     """Begin a new attempt over the chunks that were closed unrun. Those that the sweep has not closed yet are still queued."""
     closed = (chunks.c.job_key == job.key, chunks.c.state == ChunkState.DONE, chunks.c.outcome.in_(CLOSED), is_scoring())
     opened = connection.execute(update(chunks).where(*closed).values(AFRESH)).rowcount
-    forget_aggregate(connection, job.key)
     connection.execute(
         update(jobs)
         .where(jobs.c.key == job.key)

@@ -26,6 +26,7 @@ from tests.support.graphs import (
     drop_chunks,
     id_of,
     make_chunkless,
+    make_evaluation,
     make_waiting,
     plan_waiting,
     set_state,
@@ -105,6 +106,14 @@ def test_worker_that_fails_the_whole_job_fails_what_waits_for_it(database: Datab
     assert states(database, need, waiting) == ["failed", "failed"]
 
 
+def test_reason_stays_that_of_the_first_through_a_chain(database: Database) -> None:
+    need = make_job(database, TEXTS)
+    direct = make_waiting(database, need)
+    through = make_waiting(database, direct)
+    fail_job(database, need)
+    assert job_row(database, through)["error"] == job_row(database, direct)["error"]
+
+
 def test_diamond_is_worked_off_from_its_root_to_its_end(database: Database) -> None:
     root = make_job(database, TEXTS)
     sides = [make_waiting(database, root), make_waiting(database, root)]
@@ -165,6 +174,15 @@ def test_resume_looks_again_whether_the_needs_have_completed(database: Database)
     assert (states(database, waiting), rung) == (["queued"], ["summarize"])
 
 
+def test_resume_rings_for_what_it_has_released(database: Database) -> None:
+    need = make_job(database, TEXTS)
+    make_evaluation(database, need)
+    drop_chunks(database, need)
+    rung: list[str] = []
+    control.resume(database, first_tenant(database), id_of(database, need), ring=rung.append)
+    assert rung == ["evaluate", "summarize"]
+
+
 @pytest.mark.parametrize("is_swept", [False, True])
 def test_retry_of_a_lost_need_revives_what_failed_with_it(database: Database, *, is_swept: bool) -> None:
     need = make_job(database, TEXTS, per_chunk=2)
@@ -206,6 +224,19 @@ def test_retry_leaves_jobs_alone_that_failed_for_a_reason_of_their_own(database:
     cancel(database, need)
     retry(database, need)
     assert (states(database, waiting), job_row(database, waiting)["attempt"]) == (["failed"], 1)
+
+
+def test_job_that_was_cancelled_as_its_last_item_ended_is_completed_by_a_retry(database: Database) -> None:
+    need = make_job(database, TEXTS)
+    waiting = make_waiting(database, need)
+    claim = claimed(database)
+    cancel(database, need)
+    end(database, claim)
+    row = job_row(database, need)
+    assert (row["state"], row["succeeded"], row["not_run"]) == ("cancelled", 4, 0)
+    assert retry(database, need) == 0
+    assert states(database, need, waiting) == ["completed", "queued"]
+    assert check(database) == []
 
 
 def test_retry_of_a_job_whose_need_is_lost_names_what_to_retry(database: Database) -> None:
@@ -255,6 +286,16 @@ def test_sweep_fails_what_was_missed(database: Database) -> None:
     row = job_row(database, waiting)
     assert (row["state"], row["chunks_left"], row["error"]["code"]) == ("failed", 0, "dependency_failed")
     assert check(database) == []
+
+
+def test_sweep_that_saw_a_job_ended_leaves_it_alone_when_it_was_revived(database: Database) -> None:
+    need = make_job(database, TEXTS)
+    waiting = make_waiting(database, need)
+    cancel(database, need)
+    retry(database, need)
+    database.transact(lambda connection: chunk_rows.close_ended(connection, waiting))
+    assert {chunk["state"] for chunk in chunk_rows_of(database, waiting)} == {"queued"}
+    assert states(database, waiting) == ["waiting"]
 
 
 def test_sweep_leaves_jobs_alone_that_wait_for_something(database: Database) -> None:
