@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
-from gistmill.control.retry import Missing, retry
-from gistmill.control.wishes import STEERABLE_STATES, Ring, cancel, pause, resume
+from gistmill.control.experiments import cancel, pause, resume, retry
+from gistmill.control.retry import Missing
+from gistmill.control.wishes import STEERABLE_STATES, Ring
 from gistmill.db.retrying import is_missing_items
 from gistmill.db.session import Database
 from gistmill.db.tables import datasets, jobs, models
