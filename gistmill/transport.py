@@ -35,6 +35,10 @@ class Transport:
         wanted = {name: value for name, value in params.items() if value is not None}
         return self._repeat(lambda: self._client.get(path, params=wanted)).json()
 
+    def get_text(self, path: str) -> str:
+        """Return the text of a page, tried again while the server is away."""
+        return self._repeat(lambda: self._client.get(path)).text
+
     def post(self, path: str, body: Any = None, *, key: str | None = None, repeat: bool = False) -> Any:
         """Send JSON and return JSON. It is repeated only under an idempotency key or when the caller says that this is safe."""
         headers = {"Idempotency-Key": key} if key else {}

@@ -197,6 +197,45 @@ class CaseView(View):
     delta: float | None = Field(None, description="The system asked for minus the baseline, on the measure asked for.")
 
 
+class StepView(View):
+    """A job of an experiment."""
+
+    number: int
+    name: str
+    job: str
+    kind: str
+    state: str
+    done: int = Field(0, description="Items, optimizer steps or cases that have ended.")
+    total: int | None = Field(None, description="How many there are, once that is known.")
+    failed: int = Field(0, description="Items that failed.")
+    produced: str | None = Field(None, description="Trainings: the model version that was made.")
+    waits_for: str | None = Field(None, description="Why nothing runs, when a reason is known.")
+    error: dict[str, Any] | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class ExperimentView(View):
+    """An experiment as it stands. It completes with its steps."""
+
+    id: str = Field(description="The experiment's job.")
+    name: str
+    state: str
+    paused: bool = False
+    model: str = Field(description="The base, name@version.")
+    dataset: str
+    dataset_digest: str
+    test: str = Field(description="The dataset that is tested on.")
+    test_digest: str
+    spec: dict[str, Any] = Field(description="What was asked for, with the rows that were chosen.")
+    steps: list[StepView] = []
+    comparisons: dict[str, str] = Field({}, description="Evaluate jobs by name: prompts, generation, models.")
+    error: dict[str, Any] | None = None
+    warnings: list[str] = []
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
 class DatasetView(View):
     """A dataset as it stands."""
 

@@ -8,6 +8,7 @@ from gistmill.cli import (
     compare,
     datasets,
     evaluate,
+    experiment,
     finetune,
     fleet,
     jobs,
@@ -34,6 +35,7 @@ for command in (steering.cancel, steering.pause, steering.resume, steering.retry
     jobs.app.command()(command)
 app.add_typer(evaluate.app, name="evaluate", help=evaluate.HELP)
 app.add_typer(compare.app, name="compare", help="Read evaluations back: tables, drawings, cases side by side, gates.")
+app.add_typer(experiment.app, name="experiment", help="The whole notebook as one graph of jobs, with a report.")
 app.add_typer(jobs.app, name="jobs", help="List, watch, read and steer jobs.")
 app.add_typer(datasets.app, name="datasets", help="Add and list datasets.")
 app.add_typer(models.app, name="models", help="Add and list models.")

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-from gistmill.client import evaluating, prompts
+from gistmill.client import evaluating, experimenting, prompts
 from gistmill.client.comparison import Comparison
 from gistmill.client.download import download, nothing
+from gistmill.client.experiment import Experiment
 from gistmill.client.job import Job
 from gistmill.errors import ApiUnreachable, InvalidInput
 from gistmill.ingest.mapping import write_mapping
@@ -23,6 +24,7 @@ from gistmill.transport import Transport
 from gistmill.views import (
     ComparisonView,
     DatasetView,
+    ExperimentView,
     JobView,
     ModelView,
     Page,
@@ -193,6 +195,39 @@ class Client:
     def list_comparisons(self) -> Iterator[ComparisonView]:
         """Yield the evaluations, newest first."""
         return self._pages("/v1/comparisons", ComparisonView)
+
+    def experiment(
+        self,
+        name: str,
+        data: str | Path | IO[bytes],
+        *,
+        test: str | Path | IO[bytes] | None = None,
+        columns: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        **spec: Any,
+    ) -> Experiment:
+        """Submit an experiment with all its jobs, and return it at once. There is one: "notebook".
+
+        `test` is data to test on; without any the last tenth of the rows is kept. `spec` holds the fields of ExperimentSpec
+        (`model`, `sample`, `one_shot`, `few_shot`, `full`, `lora`, `sweep`, `prompt`, `generation`, …).
+
+        Raises:
+            InvalidInput: the data or the parameters cannot be used; nothing was queued.
+        """
+        made = experimenting.make_spec(self, name, data, test=test, columns=columns, fields=spec)
+        return self.get_experiment(self.submit(made, idempotency_key=idempotency_key).id)
+
+    def get_experiment(self, job_id: str) -> Experiment:
+        """Return an experiment by the id of its job."""
+        return Experiment(self, self.get_experiment_view(job_id))
+
+    def get_experiment_view(self, job_id: str) -> ExperimentView:
+        """Return an experiment as it stands."""
+        return ExperimentView.model_validate(self.transport.get(f"/v1/experiments/{job_id}"))
+
+    def list_experiments(self) -> Iterator[ExperimentView]:
+        """Yield the experiments, newest first."""
+        return self._pages("/v1/experiments", ExperimentView)
 
     def submit(self, spec: AnySpec, *, idempotency_key: str | None = None) -> Job:
         """Submit a job over a dataset that the server has. The same key never makes a second job."""

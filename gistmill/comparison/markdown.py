@@ -14,18 +14,19 @@ MEANS_SOMETHING = re.compile(r"[\\`*<>|\[\]#~$]|(?<![^\W_])_|_(?![^\W_])")
 
 def as_markdown(view: ComparisonView, *, level: int = 2) -> str:
     """Return the tables, each below a heading of this level, and the sentences as a list."""
-    parts = [_table(table, level) for table in list_tables(view)]
+    parts = [as_section(table, level) for table in list_tables(view)]
     sentences = "".join(f"- {escape(sentence)}\n" for sentence in list_sentences(view))
     return "\n".join([*parts, sentences])
+
+
+def as_section(table: Table, level: int) -> str:
+    """Return a table below a heading of this level."""
+    return "\n".join([f"{'#' * level} {escape(table.title)}", "", *_rows(table), ""])
 
 
 def escape(text: str) -> str:
     """Return a text on one line that Markdown shows as it is."""
     return MEANS_SOMETHING.sub(r"\\\g<0>", " ".join(text.split()))
-
-
-def _table(table: Table, level: int) -> str:
-    return "\n".join([f"{'#' * level} {escape(table.title)}", "", *_rows(table), ""])
 
 
 def _rows(table: Table) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Text, cast, literal, select, update
+from sqlalchemy import Connection, Text, cast, func, literal, select, update
 
 from gistmill.db.bulk import PAGE, insert_returning
 from gistmill.db.claim import Claim
@@ -76,6 +76,15 @@ def read_points(connection: Connection, job_key: int, *, after: tuple[int, str] 
         training_metrics.c.job_key == job_key, (step > after[0]) | ((step == after[0]) & (kind > after[1]))
     )
     return [Point(*row) for row in connection.execute(query.order_by(step, kind).limit(limit))]
+
+
+def last_points(connection: Connection, job_key: int) -> list[Point]:
+    """Return the last point of each kind."""
+    kinds = select(training_metrics.c.kind.label("kind"), func.max(training_metrics.c.step).label("step"))
+    last = kinds.where(training_metrics.c.job_key == job_key).group_by(training_metrics.c.kind).subquery()
+    is_last = (training_metrics.c.kind == last.c.kind) & (training_metrics.c.step == last.c.step)
+    query = select(*(training_metrics.c[name] for name in Point._fields)).join(last, is_last)
+    return [Point(*row) for row in connection.execute(query.where(training_metrics.c.job_key == job_key))]
 
 
 def read_rows(connection: Connection, dataset_key: int, rows: JobRows) -> Iterator[TrainingRow]:

@@ -55,7 +55,7 @@ _JOBS = SqlView(
     "WHERE TENANT(j.tenant_key)",
     _columns(
         ("job_id", "text", "j.id", "The job's id, job_…; later jobs have larger ids."),
-        ("kind", "text", "j.kind", "What the job does: summarize, finetune or evaluate."),
+        ("kind", "text", "j.kind", "What the job does: summarize, finetune, evaluate or experiment."),
         ("state", "text", "j.state", "waiting, queued, running, cancelling, completed, failed or cancelled."),
         ("paused", "boolean", "j.paused", "Whether a pause is wished."),
         ("priority", "integer", "j.priority", "Higher runs first."),
@@ -312,6 +312,28 @@ _SIDE_BY_SIDE = SqlView(
     ),
 )
 
+_EXPERIMENTS = SqlView(
+    "v_experiments",
+    "One row per step of an experiment, in the order of its steps; v_jobs, v_rouge and the others say more of each job.",
+    "FROM jobs j CROSS JOIN experiment_steps e CROSS JOIN jobs w "
+    "LEFT JOIN models m ON m.job_key = w.key AND m.tenant_key = j.tenant_key "
+    "WHERE TENANT(j.tenant_key) AND e.job_key = j.key AND w.key = e.step_key AND w.tenant_key = j.tenant_key",
+    _columns(
+        ("experiment_id", "text", "j.id", "The experiment's job."),
+        ("experiment", "text", "j.spec ->> 'name'", "What kind of experiment it is: notebook."),
+        ("experiment_state", "text", "j.state", "The experiment's state."),
+        ("step", "integer", "e.number", "The step's number, from 1."),
+        ("name", "text", "e.name", "What the step does."),
+        ("job_id", "text", "w.id", "The step's job."),
+        ("kind", "text", "w.kind", "summarize, finetune or evaluate."),
+        ("state", "text", "w.state", "The state of the step's job."),
+        ("model", "text", _MODEL, "Trainings: the model version that was made, name@version."),
+        ("error_code", "text", "w.error ->> 'code'", "Why the step's job failed, as a stable code."),
+        ("started_at", "time", "TIME(w.started_at)", "When a worker first took a piece of it."),
+        ("finished_at", "time", "TIME(w.finished_at)", "When it ended."),
+    ),
+)
+
 _WORKERS = SqlView(
     "v_workers",
     "One row per worker process. A job is named only to its own tenant.",
@@ -333,7 +355,10 @@ _WORKERS = SqlView(
     ),
 )
 
-VIEWS = (_JOBS, _SUMMARIES, _ERRORS, _SCORES, _ROUGE, _COMPARISONS, _SIDE_BY_SIDE, _DATASETS, _MODELS, _METRICS, _WORKERS)
+VIEWS = (
+    _JOBS, _SUMMARIES, _ERRORS, _SCORES, _ROUGE, _COMPARISONS, _SIDE_BY_SIDE, _EXPERIMENTS, _DATASETS, _MODELS, _METRICS,
+    _WORKERS,
+)  # fmt: skip
 
 
 def postgresql_views() -> list[str]:

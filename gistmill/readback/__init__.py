@@ -8,6 +8,7 @@ from __future__ import annotations
 from gistmill.readback.cases import CaseQuery, read_cases
 from gistmill.readback.comparisons import get_comparison, list_comparisons
 from gistmill.readback.datasets import get_dataset, list_datasets
+from gistmill.readback.experiments import get_experiment, list_experiments, report_experiment
 from gistmill.readback.items import (
     ORDERS,
     iterate_errors,
@@ -27,6 +28,7 @@ __all__ = [
     "CaseQuery",
     "get_comparison",
     "get_dataset",
+    "get_experiment",
     "get_job",
     "get_job_state",
     "get_prompt",
@@ -35,6 +37,7 @@ __all__ = [
     "iterate_results",
     "list_comparisons",
     "list_datasets",
+    "list_experiments",
     "list_jobs",
     "list_prompts",
     "list_workers",
@@ -43,5 +46,6 @@ __all__ = [
     "read_metrics",
     "read_results",
     "render_prompt",
+    "report_experiment",
     "result_order",
 ]

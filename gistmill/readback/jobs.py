@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, select
@@ -33,6 +33,15 @@ def get_job(database: Database, tenant_key: int, job_id: str, *, gone_after_s: f
         if row is None:
             raise _unknown(job_id)
         return _view(row, _live_workers(connection, [row], gone_after_s), _open_needs(connection, [row]))
+
+
+def read_jobs(
+    connection: Connection, tenant_key: int, keys: Collection[int], *, gone_after_s: float = GONE_AFTER_S
+) -> dict[int, JobView]:
+    """Return these jobs by their keys."""
+    rows = connection.execute(_select(tenant_key).where(jobs.c.key.in_(keys))).all()
+    live, needs = _live_workers(connection, rows, gone_after_s), _open_needs(connection, rows)
+    return {row.key: _view(row, live, needs) for row in rows}
 
 
 def get_job_state(database: Database, tenant_key: int, job_id: str) -> JobState:

@@ -30,7 +30,7 @@ def read_metrics(
         key = connection.scalar(select(jobs.c.key).where(jobs.c.tenant_key == tenant_key, jobs.c.id == job_id))
         if key is None:
             raise UnknownJob(f"There is no job '{job_id}'. List them with: gistmill jobs list")
-        return [_view(point) for point in read_points(connection, key, after=position, limit=limit)]
+        return [view_of_point(point) for point in read_points(connection, key, after=position, limit=limit)]
 
 
 def iterate_metrics(database: Database, tenant_key: int, job_id: str) -> Iterator[MetricView]:
@@ -45,7 +45,8 @@ def iterate_metrics(database: Database, tenant_key: int, job_id: str) -> Iterato
         after = page[-1].cursor
 
 
-def _view(point: Point) -> MetricView:
+def view_of_point(point: Point) -> MetricView:
+    """Return what users read of a point."""
     return MetricView(cursor=f"m:{point.step}:{point.kind}", **point._asdict())
 
 

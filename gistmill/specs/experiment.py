@@ -84,12 +84,13 @@ class ExperimentSpec(BaseModel):
         if decided is not None:
             raise ValueError(f"'{decided}' is the same for both trainings and stands in the experiment itself")
         try:
-            FinetuneSpec(dataset="checked", method=info.field_name, **value)
+            checked = FinetuneSpec(dataset="checked", method=info.field_name, **value)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             place = ".".join(map(str, problem["loc"]))
             raise ValueError(f"{place}: {problem['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
-        return value
+        known = checked.model_dump(mode="json")
+        return {name: known[name] for name in value}
 
     @model_validator(mode="after")
     def _check_that_fields_fit_together(self) -> ExperimentSpec:

@@ -73,11 +73,11 @@ def _assemble(
     spec: ExperimentSpec, parts: Parts, base: ResolvedModel, groups: Sequence[_Group], tunings: dict[Method, Draft]
 ) -> Draft:
     def record(connection: Connection, job_key: int, keys: Sequence[int]) -> None:
-        tuned = dict(zip(TUNINGS, keys, strict=False))
+        compared, tuned = keys[: len(groups)], keys[len(groups) :]
         steps: list[Step] = []
-        for group, key in zip(groups, keys[len(tuned) :], strict=True):
+        for group, key in zip(groups, compared, strict=True):
             if group.name == COMPARISONS["models"]:
-                steps += [Step(TUNINGS[method], tuning) for method, tuning in tuned.items()]
+                steps += [Step(TUNINGS[method], tuning) for method, tuning in zip(tunings, tuned, strict=True)]
             steps += _list_steps(connection, group, key)
         experiments.add_steps(connection, job_key, steps)
 
@@ -88,7 +88,8 @@ def _assemble(
         rows=JobRows(0, 0),
         ranges=(),
         warnings=(*parts.warnings, *(warning for tuning in tunings.values() for warning in tuning.warnings)),
-        before=(*tunings.values(), *(group.draft for group in groups)),
+        # Jobs are worked on in the order in which they are written: what takes seconds comes before what takes hours.
+        before=(*(group.draft for group in groups), *tunings.values()),
         record=record,
     )
 
