@@ -265,10 +265,24 @@ def test_unknown_metric_names_those_that_there_are(directory: Path) -> None:
         load_metric("bleu", stemming=True, directory=directory / "nothing")
 
 
-@pytest.mark.parametrize("name", ["../outside", "moody/../moody", "/etc", ".", "", "Moody", "moody\n", "moody.py", "a" * 51])
-def test_name_is_never_a_path(directory: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["Upper", "with-dash", "a" * 51, "1st", "two words", "line\n", "a.b"])
+def test_folder_that_is_no_name_is_not_loaded(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name, MOODY)
+    write(tmp_path, "good", MOODY)
+    with pytest.raises(UnknownMetric, match=r"This worker knows: rouge, good\.$"):
+        modules.find(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "good/inner", "./good", "/etc", ".", "..", ""])
+def test_name_is_never_a_path(tmp_path: Path, name: str) -> None:
+    inside = tmp_path / "metrics"
+    (inside / "good" / "inner" / "good").mkdir(parents=True)
+    for path in ("good/good.py", "good/inner/good/inner.py", "good/inner/inner.py"):
+        (inside / path).write_text(MOODY, encoding="utf-8")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside.py").write_text(MOODY, encoding="utf-8")
     with pytest.raises(UnknownMetric):
-        modules.find(name, directory)
+        modules.find(name, inside)
 
 
 def test_link_out_of_the_directory_is_not_followed(tmp_path: Path) -> None:
