@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -40,13 +42,42 @@ REASONS = {
 
 @dataclass
 class _Series:
-    """The scores of one measure: per system, the sum over the rows of each case, and how many rows that are."""
+    """The scores of one system by one measure: of each case the sum over its rows, and precision and recall of every row."""
 
-    sums: list[dict[int, float]]
-    precision: list[float]
-    recall: list[float]
-    rows: dict[int, int] = field(default_factory=dict)
-    has_parts: bool = True
+    sums: array[float] = field(default_factory=lambda: array("d"))
+    precision: array[float] = field(default_factory=lambda: array("d"))
+    recall: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, place: int, score: StoredScore) -> None:
+        """Add the score of a row of the case at this place."""
+        if place == len(self.sums):
+            self.sums.append(0.0)
+        self.sums[place] += score.fmeasure
+        if score.precision is not None and score.recall is not None:
+            self.precision.append(score.precision)
+            self.recall.append(score.recall)
+
+
+@dataclass
+class _Scores:
+    """All scores as they are read, case by case: 24 bytes each, and some 100 a case.
+
+    `rows` says how many rows a case has, `first_rows` which is its first; `series` goes by measure and system.
+    """
+
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    first_rows: array[int] = field(default_factory=lambda: array("q"))
+    series: dict[tuple[str, int], _Series] = field(default_factory=dict)
+
+    @property
+    def measures(self) -> list[str]:
+        """What was measured."""
+        return sorted({measure for measure, _ in self.series})
+
+    @property
+    def order(self) -> NDArray[np.intp]:
+        """The places of the cases in the order of the data: keys of dialogues follow from what else was ever loaded."""
+        return np.argsort(np.frombuffer(self.first_rows, dtype=np.int64), kind="stable")
 
 
 def aggregate(
@@ -73,9 +104,9 @@ def aggregate(
         signature = _signature(connection, claim, spec, evaluation, metrics, counts)
         if not counts.get("scored"):
             raise NothingToScore(f"No case is left to score: {'; '.join(_left_out(counts))}.")
-        series = _read(score_rows.read_all(connection, claim.job_key), len(names), lease)
+        found = _read(score_rows.read_all(connection, claim.job_key), lease)
     lease.check()
-    means, pairs = _compute(series, spec, len(names), lease.check)
+    means, pairs = _compute(found, spec, len(names), lease.check)
     lease.check_write()
     point("aggregate.begun", claim=claim)
     write = partial(
@@ -92,51 +123,52 @@ def aggregate(
     log.info("evaluation_aggregated", job_id=claim.job_id, cases=counts["scored"], systems=len(names))
 
 
-def _read(scores: Iterable[StoredScore], systems: int, lease: Lease) -> dict[str, _Series]:
-    """Add up the scores of each measure, per system and case."""
-    series: dict[str, _Series] = {}
+def _read(scores: Iterable[StoredScore], lease: Lease) -> _Scores:
+    """Add up the scores of each measure, per system and case. They come with the rows of a case together."""
+    found, last = _Scores(), (-1, -1)
     for count, score in enumerate(scores, start=1):
         if count % TICK_SCORES == 0:
             lease.check()
-        of = series.get(score.measure)
-        if of is None:
-            of = series[score.measure] = _Series([{} for _ in range(systems)], [0.0] * systems, [0.0] * systems)
-        sums = of.sums[score.system]
-        sums[score.dialogue_key] = sums.get(score.dialogue_key, 0.0) + score.fmeasure
-        if score.system == 0:
-            of.rows[score.dialogue_key] = of.rows.get(score.dialogue_key, 0) + 1
-        if score.precision is None or score.recall is None:
-            of.has_parts = False
-        else:
-            of.precision[score.system] += score.precision
-            of.recall[score.system] += score.recall
-    return dict(sorted(series.items()))
+        if score.dialogue_key != last[0]:
+            found.rows.append(0)
+            found.first_rows.append(score.row_number)
+        if (score.dialogue_key, score.row_number) != last:
+            found.rows[-1] += 1
+            last = (score.dialogue_key, score.row_number)
+        series = found.series.setdefault((score.measure, score.system), _Series())
+        series.add(len(found.rows) - 1, score)
+    return found
 
 
 def _compute(
-    series: Mapping[str, _Series], spec: EvaluateSpec, systems: int, tick: Callable[[], None]
+    found: _Scores, spec: EvaluateSpec, systems: int, tick: Callable[[], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows of score_means and comparisons."""
-    values: dict[str, NDArray[np.float64]] = {}
-    weights: NDArray[np.float64] | None = None
-    for measure, of in series.items():
-        keys = list(of.rows)
-        weights = np.array([of.rows[key] for key in keys], dtype=np.float64)
-        values[measure] = np.array([[of.sums[system][key] for key in keys] for system in range(systems)]) / weights
-    found = statistics.aggregate(values, weights=weights, resamples=spec.resamples, seed=spec.seed, tick=tick)
-    means = [_mean_row(system, measure, mean, series[measure]) for (system, measure), mean in found.means.items()]
-    pairs = [_pair_row(*key, pair) for key, pair in found.pairs.items()]
+    order = found.order
+    weights = np.array(found.rows, dtype=np.float64)[order]
+    values = {
+        measure: np.array([found.series[measure, system].sums for system in range(systems)])[:, order] / weights
+        for measure in found.measures
+    }
+    result = statistics.aggregate(values, weights=weights, resamples=spec.resamples, seed=spec.seed, tick=tick)
+    rows = sum(found.rows)
+    means = [
+        _mean_row(system, measure, mean, found.series[measure, system], rows)
+        for (system, measure), mean in result.means.items()
+    ]
+    pairs = [_pair_row(*key, pair) for key, pair in result.pairs.items()]
     return means, pairs
 
 
-def _mean_row(system: int, measure: str, mean: statistics.Mean, series: _Series) -> dict[str, Any]:
-    rows = sum(series.rows.values())
+def _mean_row(system: int, measure: str, mean: statistics.Mean, series: _Series, rows: int) -> dict[str, Any]:
+    # Rounded once, so that they depend on no order of summing.
+    has_parts = len(series.precision) == rows
     return {
         "system": system,
         "measure": measure,
         "cases": mean.cases,
-        "precision": series.precision[system] / rows if series.has_parts else None,
-        "recall": series.recall[system] / rows if series.has_parts else None,
+        "precision": fsum(series.precision) / rows if has_parts else None,
+        "recall": fsum(series.recall) / rows if has_parts else None,
         "fmeasure": mean.value,
         **_limits(mean.levels),
     }
