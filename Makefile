@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-finetune test check faults hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune demo-experiment test check faults hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ demo: $(STAMP) ## Summarize the bundled dialogues with the embedded stack
 
 demo-finetune: $(STAMP) ## Tune the built-in base with LoRA, kill its worker half-way, summarize with the result
 	$(BIN)/python examples/demo_finetune.py
+
+demo-experiment: $(STAMP) ## Run the whole notebook on the built-in base, kill a worker on the way, report
+	$(BIN)/python examples/demo_experiment.py
 
 test: $(STAMP) ## Run the checks and all tests
 	$(MAKE) --no-print-directory check

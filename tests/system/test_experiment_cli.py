@@ -1,0 +1,91 @@
+"""gistmill experiment on a running stack, with the fake engine: its trainings find no model to tune, and fail."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Home
+from tests.support.servers import wait_until
+
+pytestmark = pytest.mark.timeout(240)
+
+ROWS = [{"id": f"r{number}", "dialogue": f"Ann: hello {number}", "summary": f"Ann says {number}."} for number in range(24)]
+SMALL = ("--sample", "3", "--sweep", "name=greedy,max_new_tokens=128", "--full", "max_steps=1", "--lora", "max_steps=1")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A running stack with the fake engine."""
+    home = Home(tmp_path_factory.mktemp("experiment") / "home")
+    up = home.start("up")
+    state = home.path / "stack.json"
+    wait_until(lambda: state.exists() and "ready" in state.read_text(), timeout_s=60, what="the stack")
+    yield home
+    up.send_signal(signal.SIGTERM)
+    up.communicate(timeout=60)
+    home.wait_until_empty()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A file of rows with summaries."""
+    path = tmp_path / "calls.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def notebook(data: str, *options: str) -> tuple[str, ...]:
+    """Return the command of a small experiment."""
+    return ("experiment", "notebook", "--base", "gist-tiny-base", "--data", data, *SMALL, *options)
+
+
+def test_failed_step_is_named_with_the_command_that_takes_it_up_again(stack: Home, data: str, tmp_path: Path) -> None:
+    done = stack.run(*notebook(data, "-o", str(tmp_path / "report.md")))
+    assert done.status == 1, done.err
+    assert "comparison of the prompts: completed, 3 of 3 cases" in done.err
+    shown = stack.run("experiment", "list", "--json").json[0]
+    failed = {step["name"]: step for step in shown["steps"] if step["state"] == "failed"}
+    tuning = failed["full tuning"]
+    assert f"step {tuning['number']}, full tuning, failed: " in done.err
+    assert f"next: gistmill jobs retry {tuning['job']}" in done.err
+    assert not (tmp_path / "report.md").exists()
+    text = stack.run("experiment", "report", shown["id"])
+    assert (text.status, text.out.count("This part is not done yet.")) == (0, 1)
+    assert "full tuning" in stack.run("experiment", "show", shown["id"]).out
+
+
+def test_detached_experiment_is_cancelled_with_its_steps(stack: Home, data: str) -> None:
+    done = stack.run(*notebook(data, "--detach", "--label", "team=a"))
+    assert (done.status, done.out.startswith("job_")) == (0, True), done.err
+    experiment = done.out.strip()
+    assert stack.run("jobs", "cancel", experiment).status == 0
+    view = stack.run("experiment", "show", experiment, "--json").json
+    assert view["state"] == "cancelled"
+    assert {step["state"] for step in view["steps"]} <= {"cancelled", "cancelling", "completed", "failed"}
+    watched = stack.run("experiment", "watch", experiment)
+    assert watched.status == 1
+    assert f"gistmill jobs retry {experiment}" in watched.err
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (("--sample", "99"), 1, "takes 99 rows, and the test part has 10"),
+        (("--base", "nothing"), 4, "nothing"),
+        (("--full", "rank=4"), 1, "rank has an effect only with method lora"),
+        (("--full", "epochs"), 2, "is not NAME=VALUE"),
+        (("--sweep", "num_beams=4"), 2, "has no name"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_queued(
+    stack: Home, data: str, options: tuple[str, ...], status: int, message: str
+) -> None:
+    before = len(stack.run("jobs", "list", "--json").json)
+    done = stack.run(*notebook(data, *options))
+    assert (done.status, message in done.err) == (status, True), done.err
+    assert len(stack.run("jobs", "list", "--json").json) == before
