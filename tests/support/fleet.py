@@ -67,14 +67,24 @@ class Fleet:
         self.ledger = Ledger(self.directory / "ledger.jsonl")
 
     def start(
-        self, *, seconds_per_row: float = 0.0, drill: Sequence[dict[str, object]] = (), **environment: str
+        self,
+        *,
+        seconds_per_row: float = 0.0,
+        drill: Sequence[dict[str, object]] = (),
+        kinds: Sequence[str] = (),
+        **environment: str,
     ) -> WorkerProcess:
-        """Start one worker, without a launcher. It keeps the ledger, and meets the blows of the drill (faults.py)."""
+        """Start one worker, without a launcher, for these kinds of jobs or for all.
+
+        It keeps the ledger, and meets the blows of the drill (faults.py).
+        """
         worker = str(uuid.uuid4())
         home = self.directory / worker
         home.mkdir(parents=True)
         log = home / "log"
         pinned = ["--device-uuid", "cpu-0", "--device-kind", "cpu", "--device-name", "CPU", "--device-bytes", str(2**34)]
+        if kinds:
+            pinned += ["--kinds", ",".join(kinds)]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.children.drilled_worker", "--child", worker, *pinned],
