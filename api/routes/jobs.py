@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import catalog
 from api.deps import After, PageLimit, Service, ServiceDep
+from api.routes.prompts import check_prompt
 from gistmill import readback, submit
 from gistmill.readback.items import PAGE
 from gistmill.specs import JobSpec
@@ -47,6 +48,7 @@ def submit_job(
         idempotency_key=idempotency_key,
         ring=service.bells.ring,
         live_within_s=live_within_s(service.settings.worker),
+        check_prompt=partial(check_prompt, service),
     )
     if not is_new:
         response.status_code = 200

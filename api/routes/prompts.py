@@ -83,8 +83,7 @@ def add_prompt(service: ServiceDep, body: PromptToAdd, response: Response) -> Pr
     """Give a text the next version of its name; an equal text keeps the version that it has."""
     new = _draft(service, body)
     if body.model is not None:
-        tokens, limit = _tokenize(service, body.model, new.head + new.tail, body.max_input_tokens)
-        check_budget(new, tokens=len(tokens.ids), limit=limit, model=body.model)
+        check_prompt(service, new, body.model, body.max_input_tokens)
     view, is_new = prompt_rows.add(service.database, service.tenant_key, new)
     response.status_code = 201 if is_new else 200
     return view
@@ -105,6 +104,16 @@ def render_prompt(service: ServiceDep, body: RowToRender) -> RenderedPrompt:
 def get_prompt(service: ServiceDep, reference: str) -> PromptView:
     """Show the prompt that `name` or `name@version` means; a name alone means its newest version."""
     return readback.get_prompt(service.database, service.tenant_key, reference)
+
+
+def check_prompt(service: Service, new: NewPrompt, model: str, max_input_tokens: int) -> None:
+    """Make sure that a prompt leaves room for a dialogue among the tokens that a model may read.
+
+    Raises:
+        InvalidInput: it does not.
+    """
+    tokens, limit = _tokenize(service, model, new.head + new.tail, max_input_tokens)
+    check_budget(new, tokens=len(tokens.ids), limit=limit, model=model)
 
 
 def _draft(service: Service, body: PromptToAdd) -> NewPrompt:

@@ -113,7 +113,7 @@ def notebook(
             print(experiment.id)
             advise(f"gistmill experiment watch {experiment.id}")
             return
-        _follow(client, experiment, output, as_json=as_json)
+        follow(client, experiment, output, as_json=as_json)
 
 
 @app.command("list")
@@ -167,7 +167,7 @@ def watch(experiment: Id, output: Output = None, as_json: AsJson = False) -> Non
     from gistmill.client import Client
 
     with Client() as client:
-        _follow(client, client.get_experiment(experiment), output, as_json=as_json)
+        follow(client, client.get_experiment(experiment), output, as_json=as_json)
 
 
 @app.command()
@@ -180,7 +180,8 @@ def report(experiment: Id, output: Output = None) -> None:
     _write(text, output)
 
 
-def _follow(client: Client, experiment: Experiment, output: Path | None, *, as_json: bool) -> None:
+def follow(client: Client, experiment: Experiment, output: Path | None, *, as_json: bool) -> None:
+    """Show the steps until the experiment ends, then the report, or what to take up again."""
     from gistmill.cli.steps import say_why, show_steps
 
     try:

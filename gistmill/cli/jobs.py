@@ -52,10 +52,14 @@ def show(job: JobId, as_json: Json = False) -> None:
 @app.command()
 def watch(job: JobId, as_json: Json = False) -> None:
     """Follow a job until it ends. Ctrl-C leaves it running."""
+    from gistmill.cli.experiment import follow
     from gistmill.client import Client
 
     with Client() as client:
         watched = client.job(job)
+        if watched.view.kind == "experiment":
+            follow(client, client.get_experiment(job), None, as_json=as_json)
+            return
         try:
             _follow(watched)
         except KeyboardInterrupt:

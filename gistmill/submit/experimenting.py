@@ -47,6 +47,7 @@ def draft(planning: Planning, spec: ExperimentSpec) -> Draft:
     Raises:
         UnknownDataset, UnknownModel, UnknownPrompt, InvalidSelection, DatasetLoading: nothing can be planned.
         InvalidDataset: rows have no references, there are too few, or all that is tested on is also trained on.
+        InvalidInput: the examples of a prompt leave no room for a dialogue.
         InvalidSpec: the sample is larger than the test part, or training and test share rows.
         NameTaken, UnsupportedModel: as for a finetune job.
     """
@@ -57,6 +58,9 @@ def draft(planning: Planning, spec: ExperimentSpec) -> Draft:
     spec = spec.model_copy(update={"prompt": prompt.reference, "model": _reference(planning, base, spec.model)})
     tunings = {method: _draft_tuning(planning, spec, parts, method) for method in TUNINGS}
     shots = {name: _draft_shots(planning, name, parts) for name in SHOTS}
+    for new in shots.values():
+        if planning.check_prompt is not None:
+            planning.check_prompt(new, spec.model, spec.max_input_tokens)
     compared = evaluating.draft(planning, _compare_models(spec, parts, tunings))
     groups = []
     if spec.swept:

@@ -17,7 +17,7 @@ from gistmill.errors import IdempotencyMismatch, InvalidInput
 from gistmill.specs import AnySpec, EvaluateSpec, ExperimentSpec, FinetuneSpec, digest_of
 from gistmill.submit import evaluating, experimenting, finetuning, summarizing
 from gistmill.submit.drafts import Draft, ResolvedModel
-from gistmill.submit.summarizing import Planning
+from gistmill.submit.summarizing import CheckPrompt, Planning
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +53,7 @@ def submit_job(
     resolve_model: Callable[[str], ResolvedModel] | None = None,
     ring: Callable[[str], object] | None = None,
     live_within_s: float = 30.0,
+    check_prompt: CheckPrompt | None = None,
 ) -> tuple[str, bool]:
     """Return the id of the job that carries this request out, and whether it is new.
 
@@ -60,6 +61,7 @@ def submit_job(
     The same key with the same spec is the same job, also when two come at once. Its bell is rung again: whoever asks again
     may have died before the first one. `resolve_model` turns the model reference into a row of `models`; by itself that is
     a look at those rows, and never at a hub. With an `origin` the rows are the origin's, whatever the spec selects.
+    `check_prompt` looks at the prompts that an experiment makes; whoever can count tokens gives it.
 
     Raises:
         IdempotencyMismatch: the key came with another spec before.
@@ -76,7 +78,7 @@ def submit_job(
     request = _Request(tenant_key, spec, digest, idempotency_key, origin)
     earlier = _find_earlier(database, request)
     resolve = resolve_model or partial(models.resolve, database, tenant_key)
-    planning = Planning(database, tenant_key, resolve, live_within_s)
+    planning = Planning(database, tenant_key, resolve, live_within_s, check_prompt)
     job_id, created = (earlier, False) if earlier else _submit_new(request, planning, ring)
     if ring is not None:
         ring(spec.kind)

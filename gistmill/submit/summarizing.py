@@ -12,6 +12,7 @@ from gistmill import plan
 from gistmill.db import prompts as prompt_rows
 from gistmill.db import workers
 from gistmill.db.jobs import JobRows
+from gistmill.db.prompts import NewPrompt
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs, models
 from gistmill.errors import InvalidSpec, UnknownJob
@@ -21,18 +22,22 @@ from gistmill.specs.evaluate import OF_A_JOB
 from gistmill.states import JobKind, JobState
 from gistmill.submit.drafts import Draft, ResolvedModel, get_ready, select_rows
 
+CheckPrompt = Callable[[NewPrompt, str, int], None]
+
 
 @dataclass(frozen=True)
 class Planning:
     """Who asks, how a model reference is looked up, how many workers share the work, and what is planned with it so far.
 
-    `makers` are finetune jobs of the same transaction, by what names their model; `shared` summarize jobs by what they do.
+    `check_prompt` raises InvalidInput when a prompt leaves no room for a dialogue among so many tokens of a model. `makers` are
+    finetune jobs of the same transaction, by what names their model; `shared` summarize jobs by what they do.
     """
 
     database: Database
     tenant_key: int
     resolve_model: Callable[[str], ResolvedModel]
     live_within_s: float
+    check_prompt: CheckPrompt | None = None
     makers: dict[str, Draft] = field(default_factory=dict)
     shared: dict[str, Draft] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,14 @@ def test_same_key_is_the_same_experiment_and_another_body_is_refused(database: D
     with pytest.raises(IdempotencyMismatch):
         submit(database, data, key="k", sample=5)
     assert Counter({table.name: count(database, table) for table in (jobs, prompts, experiment_steps)}) == written
+
+
+def test_requests_with_one_key_at_once_make_one_experiment(database: Database, data: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        keys = set(pool.map(lambda _: submit(database, data, key="k", sweep={}, sample=5), range(4)))
+    (experiment,) = keys
+    assert count(database, jobs) == len(steps_of(database, experiment)) + 1
+    assert count(database, prompts) == 2
 
 
 def test_second_experiment_takes_the_prompts_of_the_first(database: Database, data: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,19 @@ def test_failed_step_is_named_with_the_command_that_takes_it_up_again(stack: Hom
     assert "full tuning" in stack.run("experiment", "show", shown["id"]).out
 
 
+def test_command_in_the_report_asks_for_the_same_again(stack: Home, data: str) -> None:
+    options = ("--few-shot", "[2,5]", "--full", "learning_rate=0.002", "--generation", "num_beams=2", "--label", "team=a")
+    first = stack.run(*notebook(data, *options, "--detach")).out.strip()
+    report = stack.run("experiment", "report", first).out
+    command = next(line for line in report.splitlines() if line.startswith("gistmill experiment notebook"))
+    done = stack.run(*shlex.split(command)[1:], "--detach")
+    assert done.status == 0, done.err
+    asked = [stack.run("experiment", "show", job, "--json").json for job in (first, done.out.strip())]
+    assert asked[0]["spec"] == asked[1]["spec"]
+    for view in asked:
+        stack.run("jobs", "cancel", view["id"])
+
+
 def test_detached_experiment_is_cancelled_with_its_steps(stack: Home, data: str) -> None:
     done = stack.run(*notebook(data, "--detach", "--label", "team=a"))
     assert (done.status, done.out.startswith("job_")) == (0, True), done.err
@@ -67,9 +81,10 @@ def test_detached_experiment_is_cancelled_with_its_steps(stack: Home, data: str)
     view = stack.run("experiment", "show", experiment, "--json").json
     assert view["state"] == "cancelled"
     assert {step["state"] for step in view["steps"]} <= {"cancelled", "cancelling", "completed", "failed"}
-    watched = stack.run("experiment", "watch", experiment)
-    assert watched.status == 1
-    assert f"gistmill jobs retry {experiment}" in watched.err
+    for noun in ("experiment", "jobs"):
+        watched = stack.run(noun, "watch", experiment)
+        assert watched.status == 1
+        assert f"gistmill jobs retry {experiment}" in watched.err
 
 
 @pytest.mark.parametrize(
