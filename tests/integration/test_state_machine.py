@@ -62,7 +62,9 @@ SHORT = settings(derandomize=True, database=None, deadline=None, max_examples=40
 
 some_worker = st.sampled_from(WORKERS)
 JOBS = 4
+MOST_CHUNKS = 8
 some_job = st.integers(0, JOBS - 1)
+some_needs = st.sampled_from(((), (0,), (1,), (2,), (0, 1), (1, 2)))
 
 
 class NoBells:
@@ -99,9 +101,9 @@ class Gistmill(RuleBasedStateMachine):
     # What clients do.
 
     @precondition(lambda self: len(self.jobs) < JOBS)
-    @rule(rows=st.integers(1, len(TEXTS)), per_chunk=st.integers(1, 6), is_paused=st.booleans(), needed=st.sets(some_job))
-    def submit(self, rows: int, per_chunk: int, is_paused: bool, needed: set[int]) -> None:
-        needs = [job for at in sorted(needed) if (job := self._job(at))]
+    @rule(rows=st.integers(1, len(TEXTS)), per_chunk=st.integers(1, 6), is_paused=st.booleans(), needed=some_needs)
+    def submit(self, rows: int, per_chunk: int, is_paused: bool, needed: tuple[int, ...]) -> None:
+        needs = [job for at in needed if (job := self._job(at))]
         state = "waiting" if needs else "queued"
         key = make_job(self.database, TEXTS[:rows], per_chunk=per_chunk, paused=is_paused, state=state)
         if needs:
@@ -215,6 +217,23 @@ class Gistmill(RuleBasedStateMachine):
         self.claim(worker)
         self.commit(worker, 0, 1000, error)
         self.finish(worker)
+
+    @rule(worker=some_worker, error=st.sampled_from(ERRORS))
+    def work_off_what_is_needed(self, worker: str, error: type[ItemError] | None) -> None:
+        """Without it few jobs would be released."""
+        self.let_rests_pass()
+        for _ in range(MOST_CHUNKS):
+            self.work_to_the_end(worker, error)
+
+    @precondition(lambda self: any(job.dependents for job in self.jobs))
+    @rule(at=some_job)
+    def cancel_and_retry_a_need(self, at: int) -> None:
+        """Without it few jobs would fail with a need, and fewer be revived."""
+        if (job := self._job(at)) and job.dependents and job.state in (*ALIVE, "waiting", "cancelled"):
+            self.cancel(at, 0)
+            for worker in WORKERS:
+                self.release_what_it_may_hold(worker)
+            self.retry(at, retryable=False)
 
     @rule(worker=some_worker, start=st.integers(0, 2), size=st.integers(1, 2), error=st.sampled_from(ERRORS))
     def crash_with_progress_and_without(self, worker: str, start: int, size: int, error: type[ItemError] | None) -> None:
@@ -377,6 +396,17 @@ class Gistmill(RuleBasedStateMachine):
         return {row.row_number: row.rank for row in connection.execute(query)}
 
 
+class GistmillWithAGraph(Gistmill):
+    """The same, beginning with four jobs of which the last needs two, and those the first."""
+
+    @initialize()
+    def open(self) -> None:
+        """Begin with the graph."""
+        Gistmill.open(self)
+        for needed in ((), (0,), (0,), (1, 2)):
+            self.submit(4, 2, False, needed)
+
+
 def outcomes(units: list[Unit], error: type[ItemError] | None) -> dict[str, list[object]]:
     if error is not None:
         return {"lost": [result_rows.Lost(unit, error("x")) for unit in units]}
@@ -393,23 +423,29 @@ def expire(connection: Connection, worker: str) -> None:
     connection.execute(held.values(lease_until=db_now() - 1))
 
 
-def budget() -> settings:
-    return settings.get_profile("long") if settings.get_current_profile_name() == "long" else SHORT
+def budget(kind: type[Gistmill]) -> settings:
+    if settings.get_current_profile_name() == "long":
+        return settings.get_profile("long")
+    return SHORT if kind is Gistmill else settings(SHORT, max_examples=15)
 
 
 @pytest.mark.timeout(3600)
-def test_on_sqlite_any_order_of_events_keeps_what_must_hold(sqlite_files: SQLiteFiles) -> None:
+@pytest.mark.parametrize("kind", [Gistmill, GistmillWithAGraph])
+def test_on_sqlite_any_order_of_events_keeps_what_must_hold(sqlite_files: SQLiteFiles, kind: type[Gistmill]) -> None:
     with ExitStack() as stack:
 
         def make() -> str:
             return sqlite_files.make_migrated(Path(stack.enter_context(tempfile.TemporaryDirectory())))
 
-        machine = type("OnSQLite", (Gistmill,), {"make_url": staticmethod(make), "drop": staticmethod(lambda _url: None)})
-        run_state_machine_as_test(machine, settings=budget())
+        machine = type("OnSQLite", (kind,), {"make_url": staticmethod(make), "drop": staticmethod(lambda _url: None)})
+        run_state_machine_as_test(machine, settings=budget(kind))
 
 
 @pytest.mark.postgresql
 @pytest.mark.timeout(3600)
-def test_on_postgresql_any_order_of_events_keeps_what_must_hold(postgresql_server: PostgreSQLServer) -> None:
+@pytest.mark.parametrize("kind", [Gistmill, GistmillWithAGraph])
+def test_on_postgresql_any_order_of_events_keeps_what_must_hold(
+    postgresql_server: PostgreSQLServer, kind: type[Gistmill]
+) -> None:
     parts = {"make_url": staticmethod(postgresql_server.make_migrated), "drop": staticmethod(postgresql_server.drop)}
-    run_state_machine_as_test(type("OnPostgreSQL", (Gistmill,), parts), settings=budget())
+    run_state_machine_as_test(type("OnPostgreSQL", (kind,), parts), settings=budget(kind))
