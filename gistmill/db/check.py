@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, distinct, func, select, text
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, distinct, exists, func, literal, select, text
 from sqlalchemy.sql.selectable import ScalarSelect
 
 from gistmill.db.dependencies import waits_in_vain
@@ -16,6 +16,7 @@ from gistmill.db.tables import (
     datasets,
     dialogues,
     evaluation_cases,
+    evaluations,
     generations,
     job_rows,
     jobs,
@@ -26,6 +27,7 @@ from gistmill.db.tables import (
 )
 from gistmill.states import FINAL_JOB_STATES, KINDS_WITH_ITEMS, ChunkState
 
+SCORED = "scored"
 # Foreign keys would look at every row that is written; see ADR 5.
 NAMES = {
     results.c.job_key: jobs,
@@ -53,7 +55,12 @@ def check(database: Database) -> list[str]:
     Raises:
         StoreUnavailable: the database does not answer.
     """
-    return [*_recount(database), *_find_nameless(database), *_find_forgotten(database)]
+    return [
+        *_recount(database),
+        *_recount_evaluations(database),
+        *_find_nameless(database),
+        *_find_forgotten(database),
+    ]
 
 
 def _find_nameless(database: Database) -> list[str]:
@@ -74,6 +81,23 @@ def _find_forgotten(database: Database) -> list[str]:
         _take_time(connection)
         forgotten = connection.execute(select(jobs.c.id).where(waits_in_vain()).order_by(jobs.c.key)).scalars()
         return [f"{job_id}: it waits, but not for any job" for job_id in forgotten]
+
+
+def _recount_evaluations(database: Database) -> list[str]:
+    """Count the outcomes of cases again, and look for scores that do not belong to a case which was scored."""
+    real = select(func.count()).where(evaluation_cases.c.job_key == evaluations.c.job_key).scalar_subquery()
+    counted = select(jobs.c.id, evaluations.c.ended, real.label("real")).join(jobs, jobs.c.key == evaluations.c.job_key)
+    of_case = and_(scores.c.job_key == evaluation_cases.c.job_key, scores.c.dialogue_key == evaluation_cases.c.dialogue_key)
+    is_scored = and_(of_case, evaluation_cases.c.outcome == SCORED)
+    lacking = select(func.count()).where(evaluation_cases.c.outcome == SCORED, ~exists(select(literal(1)).where(of_case)))
+    needless = select(func.count()).select_from(scores).where(~exists(select(literal(1)).where(is_scored)))
+    with database.read() as connection:
+        _take_time(connection)
+        rows = connection.execute(counted.where(evaluations.c.ended != real).order_by(jobs.c.key)).all()
+        unlike = {"cases are scored and have no scores": lacking, "scores belong to no case that is scored": needless}
+        numbers = {what: connection.scalar(query) for what, query in unlike.items()}
+    found = [f"{row.id}: ended is {row.ended}, but the rows make {row.real}" for row in rows]
+    return found + [f"evaluation_cases: {number} {what}" for what, number in numbers.items() if number]
 
 
 def _take_time(connection: Connection) -> None:

@@ -311,6 +311,7 @@ def test_scores_are_written_only_under_the_lease_and_never_under_an_ended_job(la
         lab.database.transact(lambda connection: scores.record(connection, claim, [end]))
     assert lab.database.transact(lambda connection: scores.record(connection, later, [end])) == 1
     assert lab.database.transact(lambda connection: scores.record(connection, later, [end])) == 0
+    assert check(lab.database) == []
     (case,) = lab.rows(evaluation_cases, job_id)
     assert (case["chunk_key"], case["epoch"], lab.view(job_id).ended) == (later.chunk_key, later.epoch, 1)
     control.cancel(lab.database, lab.tenant, job_id)
