@@ -38,6 +38,8 @@ def main() -> int:
     """Run the notebook, kill a worker on the way, write the report, and say whether the models are in the order expected."""
     os.environ["GISTMILL_HOME"] = str(HOME)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Two threads tune this small model hardly faster than one, and far slower where something else wants a core.
+    os.environ.setdefault("GISTMILL_WORKER__THREADS", "1")
     from gistmill.client import Client
     from models_store.builtin.dialogues import generate
 

@@ -19,7 +19,7 @@ POLL_S = 1.0
 
 
 class Experiment:
-    """An experiment of many jobs. Its fields are as of the last `refresh`."""
+    """An experiment of many jobs. Its fields are as of the last `refresh`; a notebook shows its report."""
 
     def __init__(self, client: Client, view: ExperimentView) -> None:
         self._client = client
@@ -80,6 +80,9 @@ class Experiment:
     def report(self) -> str:
         """Return the report in Markdown; while the experiment runs, with what is known so far."""
         return self._client.transport.get_text(f"/v1/experiments/{self.id}/report")
+
+    def _repr_markdown_(self) -> str:
+        return self.report()
 
     def cancel(self) -> Experiment:
         """Cancel the experiment and every step that no other job needs."""

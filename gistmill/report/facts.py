@@ -13,7 +13,7 @@ from gistmill.specs import ExperimentSpec, GenerationParameters
 from gistmill.views import ExperimentView, StepView, SystemView
 
 COLUMNS = (
-    "tuning", "model", "trainable parameters", "steps", "epochs", "last training loss", "last validation loss",
+    "tuning", "model", "trainable parameters", "parameters", "steps", "epochs", "last training loss", "last validation loss",
     "training time", "peak memory", "artifact",
 )  # fmt: skip
 
@@ -63,8 +63,10 @@ def _tuning(tuning: Tuning, system: SystemView | None) -> tuple[str, ...]:
     job, training = tuning.job, tuning.job.training or {}
     train, evaluation = tuning.last.get("train"), tuning.last.get("eval")
     cost = None if system is None else system.cost
+    total = training.get("total_parameters")
     cells = (
-        share(training.get("trainable_parameters"), training.get("total_parameters")),
+        share(training.get("trainable_parameters"), total),
+        "" if total is None else f"{total:,}",
         "" if train is None else f"{train.step:,}",
         "" if train is None else f"{train.epoch:.2f}",
         "" if train is None or train.loss is None else f"{train.loss:.4f}",

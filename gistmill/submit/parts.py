@@ -41,6 +41,11 @@ class Part:
             return JobRows(self.numbers.start, self.numbers.stop, self.numbers.step)
         return JobRows(0, 0, 0, self.numbers)
 
+    @property
+    def members(self) -> range | frozenset[int]:
+        """The numbers, quick to ask whether one is among them."""
+        return self.numbers if isinstance(self.numbers, range) else frozenset(self.numbers)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -126,11 +131,12 @@ def _split(whole: Part) -> tuple[Part, Part]:
 def _check_apart(training: Part, test: Part) -> None:
     if training.dataset.key != test.dataset.key:
         return
-    both = set(training.numbers).intersection(test.numbers)
+    trained = training.members
+    both = [number for number in test.numbers if number in trained]
     if both:
         raise InvalidSpec(
             f"The job cannot run as written: /test: {len(both)} rows of '{test.dataset.name}', the first of them row"
-            f" {min(both)}, would be trained on and tested on. Select rows that are apart, or leave the test data out: then the"
+            f" {both[0]}, would be trained on and tested on. Select rows that are apart, or leave the test data out: then the"
             " last tenth is kept back."
         )
 
@@ -147,7 +153,7 @@ def _shots(selection: str | None, training: Part, usual: Sequence[int]) -> str:
         return write_selection(usual)
     chosen = parse_selection(selection, training.dataset.rows)
     numbers = chosen.rows or range(chosen.start, chosen.stop, chosen.step)
-    trained = training.numbers if isinstance(training.numbers, range) else frozenset(training.numbers)
+    trained = training.members
     outside = next((number for number in numbers if number not in trained), None)
     if outside is not None:
         raise InvalidSelection(

@@ -62,7 +62,7 @@ def test_report_holds_the_figures_of_its_comparisons_and_trainings() -> None:
     text = as_markdown(material())
     assert "| full | 42.16 [41.16, 43.16] | 33.84 [32.84, 34.84] | 1:02:05 |" in text
     assert "Absolute improvement in percentage points over original" in text
-    assert "| full | base-full@1 | 250 (25.00%) | 1,200 | 3.00 | 0.1234 | - | 1:02:05 |" in text
+    assert "| full | base-full@1 | 250 (25.00%) | 1,000 | 1,200 | 3.00 | 0.1234 | - | 1:02:05 |" in text
     assert "Signature: " in text
     assert "not done yet" not in text
 
