@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-finetune demo-experiment test check faults hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune demo-experiment test check faults hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -75,6 +75,9 @@ bench-orchestration: $(STAMP) ## Measure what Gistmill itself costs, beside plai
 
 bench-training: $(STAMP) ## Measure training beside the notebook's recipe and a plain Trainer (quiet machine, about forty minutes)
 	$(BIN)/python -m benchmarks.training $(if $(DATA),--data $(DATA))
+
+bench-rouge: $(STAMP) ## Measure ROUGE beside rouge_score on the same pairs (quiet machine, two minutes)
+	$(BIN)/python -m benchmarks.rouge $(if $(DATA),--data $(DATA))
 
 soak: MINUTES ?= 10
 soak: DATABASE ?= sqlite
