@@ -9,6 +9,7 @@ import pytest
 import structlog
 from rouge_score.rouge_scorer import RougeScorer
 
+from gistmill.errors import MetricFailed
 from workers.evaluation import rouge
 from workers.evaluation.rouge import MEASURES, Score, score_pairs, score_pairs_slowly
 from workers.evaluation.rules import combine
@@ -117,6 +118,15 @@ def test_pairs_without_partners_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="2 predictions cannot be paired with 1"):
         score_pairs(["a", "b"], ["a"], stemming=True)
     assert score_pairs([], [], stemming=True) == []
+
+
+def test_pair_that_would_take_gigabytes_is_refused() -> None:
+    long, short = "no,way " * 6_000, "yes"
+    score_pairs([long, short], [short, long], stemming=False)
+
+    with pytest.raises(MetricFailed, match="12,000 words with a reference of 12,000") as caught:
+        score_pairs([short, long], [short, long], stemming=False)
+    assert caught.value.fields["pair"] == 1
 
 
 def test_host_without_the_fast_library_gets_the_same_figures_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

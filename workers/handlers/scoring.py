@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gistmill.db.cases import Case, CaseRow
 from gistmill.db.scores import CaseEnd, ScoreRow
+from gistmill.errors import MetricFailed
 from gistmill.specs import ReferenceRule
 from workers.evaluation.metric_process import UNWATCHED, Progress
 from workers.evaluation.metrics import Metric
@@ -89,7 +90,20 @@ def _score(judge: Judge, units: Sequence[_Unit], progress: Progress) -> list[dic
     # Rows that stand alone may have several references all the same: then the best counts.
     rule: ReferenceRule = "max" if judge.rule == "each" else judge.rule
     for metric in judge.metrics if units else ():
-        scores = iter(metric.score(texts, references, progress=progress))
+        scores = iter(_score_pairs(metric, texts, references, units, progress))
         for total, unit in zip(totals, units, strict=True):
             total.update(*combine([next(scores) for _ in unit.references], rule))
     return totals
+
+
+def _score_pairs(
+    metric: Metric, texts: Sequence[str], references: Sequence[str], units: Sequence[_Unit], progress: Progress
+) -> list[dict[str, Score]]:
+    """Return the scores of the pairs; an error names the row of the pair that it is about."""
+    try:
+        return metric.score(texts, references, progress=progress)
+    except MetricFailed as error:
+        if "pair" not in error.fields:
+            raise
+        rows = [unit.row_number for unit in units for _ in unit.references]
+        raise MetricFailed(f"Row {rows[error.fields['pair']]}: {error.message}", **error.fields) from error
