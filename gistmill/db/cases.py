@@ -8,13 +8,15 @@ from typing import Protocol
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, exists, literal, select
 
-from gistmill.db.bulk import is_among, listed
+from gistmill.db.bulk import is_among
 from gistmill.db.claim import Claim
 from gistmill.db.evaluations import Evaluation
 from gistmill.db.jobs import JobRows, takes
 from gistmill.db.tables import dataset_dialogues, dataset_rows, evaluation_cases, generations, job_rows, results
 
 PREDICTIONS = "predictions"
+# As many as a chunk has when all rows are taken; of a selection only some of them have a row.
+WINDOW_RANKS = 2_000
 
 
 class Scope(Protocol):
@@ -101,25 +103,38 @@ def seen_in_training(connection: Connection, keys: Sequence[int], trainings: Ite
 
 
 def _pending_keys(connection: Connection, claim: Claim, limit: int) -> list[int]:
-    has_outcome = exists(
-        select(literal(1)).where(
-            evaluation_cases.c.job_key == claim.job_key, evaluation_cases.c.dialogue_key == dataset_dialogues.c.dialogue_key
+    """Return the first dialogues of the chunk without an outcome, in rank order.
+
+    Window by window, with a list of keys for each look: joined in one statement, PostgreSQL read every row of a dataset that it
+    has no statistics of for each dialogue of the chunk, 364,000 rows for a page of 300.
+    """
+    found: list[int] = []
+    for first in range(claim.first_rank, claim.last_rank + 1, WINDOW_RANKS):
+        last = min(first + WINDOW_RANKS - 1, claim.last_rank)
+        window = select(dataset_dialogues.c.dialogue_key).where(
+            dataset_dialogues.c.dataset_key == claim.dataset_key, dataset_dialogues.c.rank.between(first, last)
         )
+        keys = connection.execute(window.order_by(dataset_dialogues.c.rank)).scalars().all()
+        found += _open_keys(connection, claim, keys)
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _open_keys(connection: Connection, claim: Claim, keys: Sequence[int]) -> list[int]:
+    """Return those of these dialogues that the job takes and that have no outcome, in their order."""
+    ended = select(evaluation_cases.c.dialogue_key).where(
+        evaluation_cases.c.job_key == claim.job_key, is_among(connection, evaluation_cases.c.dialogue_key, keys)
     )
-    has_row = exists(
-        select(literal(1)).where(
-            dataset_rows.c.dataset_key == dataset_dialogues.c.dataset_key,
-            dataset_rows.c.dialogue_key == dataset_dialogues.c.dialogue_key,
-            _is_selected(claim, dataset_rows.c.row_number),
-        )
+    done = set(connection.execute(ended).scalars())
+    left = [key for key in keys if key not in done]
+    taken = select(dataset_rows.c.dialogue_key).where(
+        dataset_rows.c.dataset_key == claim.dataset_key,
+        is_among(connection, dataset_rows.c.dialogue_key, left),
+        _is_selected(claim, dataset_rows.c.row_number),
     )
-    query = select(dataset_dialogues.c.dialogue_key).where(
-        dataset_dialogues.c.dataset_key == claim.dataset_key,
-        dataset_dialogues.c.rank.between(claim.first_rank, claim.last_rank),
-        ~has_outcome,
-        has_row,
-    )
-    return list(connection.execute(query.order_by(dataset_dialogues.c.rank).limit(limit)).scalars())
+    chosen = set(connection.execute(taken).scalars()) if left else set()
+    return [key for key in left if key in chosen]
 
 
 def _is_selected(job: Scope, row_number: Column[int]) -> ColumnElement[bool]:
@@ -150,7 +165,7 @@ def _add_predictions(
 ) -> None:
     """Fill in what a file holds for these rows. References of that file go before those of the dataset beside it."""
     query = select(dataset_rows.c.row_number, dataset_rows.c.metadata, dataset_rows.c.references).where(
-        dataset_rows.c.dataset_key == predictions_key, dataset_rows.c.row_number.in_(listed(connection, list(rows)))
+        dataset_rows.c.dataset_key == predictions_key, is_among(connection, dataset_rows.c.row_number, list(rows))
     )
     for row_number, metadata, references in connection.execute(query):
         texts = metadata.get(PREDICTIONS, {})

@@ -27,7 +27,7 @@ from gistmill.submit import submit_job, submit_rescore
 from gistmill.submit.prompts import draft_examples
 from tests.support.evaluations import Lab, dialogues, echo, first_words
 from tests.support.finetune import add_model, submit_finetune
-from tests.support.jobs import make_worker, take
+from tests.support.jobs import chunk_rows_of, make_worker, take
 from workers.handlers import evaluate, scoring
 
 MEASURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -195,7 +195,8 @@ def test_training_counts_by_files_through_the_base_and_by_what_chose_the_weights
         add_model(lab.database, "other", digest=tuned.digest)
         lab.writers["other"] = echo
     view = lab.evaluate(lab.load(dialogues(6), name="all").id, "tuned" if how == "stopped" else "other")
-    assert view.counts == {"scored": 3, "trained": 3} if how == "stopped" else {"scored": 5, "trained": 1}
+    trained = 3 if how == "stopped" else 1
+    assert view.counts == {"scored": 6 - trained, "trained": trained}
 
 
 def test_evaluation_of_which_nothing_is_left_fails_with_the_reasons(lab: Lab) -> None:
@@ -312,6 +313,7 @@ def test_scores_are_written_only_under_the_lease_and_never_under_an_ended_job(la
     assert lab.database.transact(lambda connection: scores.record(connection, later, [end])) == 1
     assert lab.database.transact(lambda connection: scores.record(connection, later, [end])) == 0
     assert check(lab.database) == []
+    assert chunk_rows_of(lab.database, lab.key_of(job_id))[0]["progressed"]
     (case,) = lab.rows(evaluation_cases, job_id)
     assert (case["chunk_key"], case["epoch"], lab.view(job_id).ended) == (later.chunk_key, later.epoch, 1)
     control.cancel(lab.database, lab.tenant, job_id)
@@ -342,14 +344,16 @@ def test_unknown_metric_fails_the_evaluation_and_says_what_the_worker_knows(lab:
 
 @pytest.mark.timeout(120)
 def test_module_that_raises_fails_the_evaluation_and_mended_scores_every_case_anew(
-    sqlite_only: Database, tmp_path: Path
+    sqlite_only: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab(sqlite_only, tmp_path, settings=WorkerSettings(metrics_dir=tmp_path / "metrics"))
+    monkeypatch.setattr(evaluate, "PAGE_CASES", 2)
     write_module(tmp_path, "value = 1.0 if predictions != ['bad'] else float('no such summary')")
     rows = [{"gold": "Ann", "a": "bad" if n == 3 else f"Ann {n}"} for n in range(5)]
     view = evaluate_columns(lab, rows, "a", metrics=["length"])
     assert (view.state, (view.error or {})["code"]) == ("failed", "metric_failed")
-    assert "The metric 'length' failed on pair 4" in (view.error or {})["message"]
+    assert "The metric 'length' failed on pair 2 of 2" in (view.error or {})["message"]
+    assert len(lab.rows(score_table, view.id)) == 2
     assert "no such summary" in (view.error or {})["message"]
     write_module(tmp_path, "value = float(len(predictions[0]))")
     control.retry(lab.database, lab.tenant, view.id)
