@@ -64,13 +64,15 @@ def list_causes(view: ExperimentView) -> list[StepView]:
 
 
 def say_why(view: ExperimentView) -> None:
-    """Say which steps kept an experiment from completing, and how to take them up again."""
-    for step in list_causes(view):
+    """Say which steps kept an experiment from completing, and how to take them up again, each or all of them."""
+    causes = list_causes(view)
+    # Of an experiment that was cancelled nearly all steps were, and nobody wants them one by one.
+    for step in causes if view.state == "failed" else ():
         reason = f": {(step.error or {}).get('message', 'no reason is known')}" if step.state == "failed" else ""
         say(f"error: step {step.number}, {step.name}, {'failed' if step.state == 'failed' else 'was cancelled'}{reason}")
         advise(f"gistmill jobs retry {step.job}")
-    if view.state != "completed":
-        say(f"or all of them: gistmill jobs retry {view.id}")
+    if len(causes) != 1 or view.state == "cancelled":
+        advise(f"gistmill jobs retry {view.id}")
 
 
 class _Lines:

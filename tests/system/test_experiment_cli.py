@@ -85,6 +85,7 @@ def test_detached_experiment_is_cancelled_with_its_steps(stack: Home, data: str)
         watched = stack.run(noun, "watch", experiment)
         assert watched.status == 1
         assert f"gistmill jobs retry {experiment}" in watched.err
+        assert watched.err.count("jobs retry") == 1
 
 
 @pytest.mark.parametrize(
