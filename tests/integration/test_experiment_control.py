@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import evaluations, jobs, tenants
 from gistmill.errors import JobIsOver, NothingToRetry, TrainingFailed, UnknownJob
+from gistmill.queue import Bells
 from gistmill.readback import get_experiment, list_experiments, report_experiment
 from gistmill.specs import parse_experiment_spec, parse_spec
 from gistmill.states import JobState
@@ -160,6 +162,12 @@ def test_paused_experiment_rests_with_its_steps(graph: Graph) -> None:
     control.resume(graph.database, graph.tenant, graph.id, ring=rung.append)
     assert {"summarize", "finetune"} <= set(rung)
     assert take(graph.database, worker) is not None
+
+
+def test_no_bell_is_hung_where_nobody_listens(redis_url: str) -> None:
+    with closing(Bells(redis_url, "experiments:")) as bells:
+        assert (bells.ring("experiment"), bells.waiting("experiment")) == (False, 0)
+        assert (bells.ring("finetune"), bells.waiting("finetune")) == (True, 1)
 
 
 def test_another_tenant_sees_and_steers_nothing(graph: Graph) -> None:
