@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, exists, literal, select
 
-from gistmill.db.bulk import is_among
+from gistmill.db.bulk import is_among, listed
 from gistmill.db.claim import Claim
 from gistmill.db.evaluations import Evaluation
 from gistmill.db.jobs import JobRows, takes
@@ -122,19 +122,21 @@ def _pending_keys(connection: Connection, claim: Claim, limit: int) -> list[int]
 
 
 def _open_keys(connection: Connection, claim: Claim, keys: Sequence[int]) -> list[int]:
-    """Return those of these dialogues that the job takes and that have no outcome, in their order."""
-    ended = select(evaluation_cases.c.dialogue_key).where(
-        evaluation_cases.c.job_key == claim.job_key, is_among(connection, evaluation_cases.c.dialogue_key, keys)
-    )
-    done = set(connection.execute(ended).scalars())
-    left = [key for key in keys if key not in done]
-    taken = select(dataset_rows.c.dialogue_key).where(
+    """Return those of these dialogues that the job takes and that have no outcome, in their order.
+
+    Each is looked up by a query of its own: with a list, PostgreSQL compared all outcomes of the job, 0.6 s a page of 20,000.
+    """
+    asked = listed(connection, keys).subquery()
+    key = asked.c[0]
+    outcome = select(literal(1)).where(evaluation_cases.c.job_key == claim.job_key, evaluation_cases.c.dialogue_key == key)
+    row = select(literal(1)).where(
         dataset_rows.c.dataset_key == claim.dataset_key,
-        is_among(connection, dataset_rows.c.dialogue_key, left),
+        dataset_rows.c.dialogue_key == key,
         _is_selected(claim, dataset_rows.c.row_number),
     )
-    chosen = set(connection.execute(taken).scalars()) if left else set()
-    return [key for key in left if key in chosen]
+    is_open = (outcome.scalar_subquery().is_(None), row.limit(1).scalar_subquery().is_not(None))
+    found = set(connection.execute(select(key).where(*is_open)).scalars())
+    return [key for key in keys if key in found]
 
 
 def _is_selected(job: Scope, row_number: Column[int]) -> ColumnElement[bool]:

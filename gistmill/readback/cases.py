@@ -6,7 +6,7 @@ import difflib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
@@ -48,6 +48,13 @@ class Ranking:
         """Yield it in parts."""
         for start in range(0, len(self.keys), size):
             yield Ranking(self.position + start, self.keys[start : start + size])
+
+
+class _Found(NamedTuple):
+    """A case, and how it ended."""
+
+    dialogue_key: int
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -113,12 +120,7 @@ def read_ranked(database: Database, tenant_key: int, job_id: str, query: CaseQue
     with database.read() as connection:
         job = get_row(connection, tenant_key, job_id)
         evaluation = evaluations.load(connection, job.job_key)
-        keys = ranking.keys.tolist()
-        mine = select(evaluation_cases).where(
-            evaluation_cases.c.job_key == job.job_key, is_among(connection, evaluation_cases.c.dialogue_key, keys)
-        )
-        rows = {row.dialogue_key: row for row in connection.execute(mine)}
-        found = [rows[key] for key in keys]
+        found = [_Found(key, "scored") for key in ranking.keys]
         views = _views(connection, job, evaluation, found, _choose(connection, evaluation, query))
     return [view.model_copy(update={"cursor": f"c:{ranking.position + place}"}) for place, view in enumerate(views, start=1)]
 
@@ -147,9 +149,10 @@ def _place(name: str, known: Sequence[str], what: str) -> int:
     raise InvalidInput(f"There is no {what} '{name[:60]}' in this evaluation. There are: {', '.join(known)}.{hint}")
 
 
-def _in_input_order(connection: Connection, job_key: int, position: int, limit: int) -> Sequence[Row[Any]]:
-    query = select(evaluation_cases).where(evaluation_cases.c.job_key == job_key, evaluation_cases.c.row_number >= position)
-    return connection.execute(query.order_by(evaluation_cases.c.row_number).limit(limit)).all()
+def _in_input_order(connection: Connection, job_key: int, position: int, limit: int) -> list[_Found]:
+    columns = (evaluation_cases.c[name] for name in _Found._fields)
+    query = select(*columns).where(evaluation_cases.c.job_key == job_key, evaluation_cases.c.row_number >= position)
+    return [_Found(*row) for row in connection.execute(query.order_by(evaluation_cases.c.row_number).limit(limit))]
 
 
 def _ranked(job_key: int, query: CaseQuery, choice: _Choice) -> Select[tuple[int]]:
@@ -174,9 +177,9 @@ def _ranked(job_key: int, query: CaseQuery, choice: _Choice) -> Select[tuple[int
 
 
 def _views(
-    connection: Connection, job: Row[Any], evaluation: Evaluation, found: Sequence[Row[Any]], choice: _Choice | None
+    connection: Connection, job: Row[Any], evaluation: Evaluation, found: Sequence[_Found], choice: _Choice | None
 ) -> list[CaseView]:
-    keys = [row.dialogue_key for row in found]
+    keys = [key for key, _ in found]
     if not keys:
         return []
     names = {system.number: system.name for system in evaluation.systems}
@@ -184,20 +187,21 @@ def _views(
     texts = dict(
         connection.execute(select(dialogues.c.key, dialogues.c.text).where(is_among(connection, dialogues.c.key, keys))).all()
     )
-    ids = _item_ids(connection, job.dataset_key, [row.row_number for row in found])
+    ids = _item_ids(connection, job.dataset_key, [case.rows[0].number for case in cases.values()])
     scored = _scores(connection, job.job_key, keys)
     views = []
-    for row in found:
-        case, of = cases[row.dialogue_key], scored.get(row.dialogue_key, {})
+    for key, outcome in found:
+        case, of = cases[key], scored.get(key, {})
+        first = case.rows[0]
         views.append(
             CaseView(
-                cursor=f"c:{row.row_number + 1}",
-                row=row.row_number,
-                id=ids[row.row_number],
-                outcome=row.outcome,
-                dialogue=texts[row.dialogue_key],
+                cursor=f"c:{first.number + 1}",
+                row=first.number,
+                id=ids[first.number],
+                outcome=outcome,
+                dialogue=texts[key],
                 references=case.references,
-                summaries={name: case.rows[0].texts.get(number) for number, name in names.items()},
+                summaries={name: first.texts.get(number) for number, name in names.items()},
                 scores={name: of[number] for number, name in names.items() if number in of},
                 delta=_delta(of, choice),
             )
