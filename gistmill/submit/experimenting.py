@@ -85,13 +85,15 @@ def _assemble(
             steps += _list_steps(connection, group, key)
         experiments.add_steps(connection, job_key, steps)
 
+    # Both trainings say the same of the same rows.
+    said = dict.fromkeys(warning for tuning in tunings.values() for warning in tuning.warnings)
     return Draft(
         spec=parts.freeze(spec),
         dataset_key=parts.training.dataset.key,
         model=base,
         rows=JobRows(0, 0),
         ranges=(),
-        warnings=(*parts.warnings, *(warning for tuning in tunings.values() for warning in tuning.warnings)),
+        warnings=(*parts.warnings, *said),
         # Jobs are worked on in the order in which they are written: what takes seconds comes before what takes hours.
         before=(*(group.draft for group in groups), *tunings.values()),
         record=record,

@@ -206,6 +206,7 @@ def test_adapter_is_no_base(database: Database, data: str) -> None:
 
 def test_dialogues_on_both_sides_are_counted(database: Database, tmp_path: Path) -> None:
     add_model(database)
-    data = load_pairs(database, tmp_path, [*PAIRS, ("dialogue number 0", "again")])
-    (warning,) = row_of(database, submit(database, data.id)).warnings
-    assert warning.startswith("1 of 10 dialogues of the test part are also trained on")
+    data = load_pairs(database, tmp_path, [("bare", None), *PAIRS, ("dialogue number 0", "again")])
+    overlap, bare = row_of(database, submit(database, data.id)).warnings
+    assert overlap.startswith("1 of 10 dialogues of the test part are also trained on")
+    assert bare == "1 of 32 rows have no reference and are left out."
