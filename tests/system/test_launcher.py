@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import die_with_parent, wait_until
+from workers.gpu import cpu_device, scoring_device
+from workers.launcher import worker_command
 
 Launch = Callable[..., subprocess.Popen[bytes]]
 
@@ -26,8 +28,8 @@ def gpus(*names: str) -> str:
 def launch(tmp_path: Path) -> Iterator[Launch]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(text: str, behaviour: str = "good", drain_s: float = 5.0) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.support.children.launch", str(tmp_path), text, behaviour, str(drain_s)]
+    def start(text: str, behaviour: str = "good", drain_s: float = 5.0, seats: str = "models") -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.support.children.launch", str(tmp_path), text, behaviour, str(drain_s), seats]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent))
         return started[-1]
 
@@ -123,3 +125,32 @@ def test_second_signal_ends_the_drain(launch: Launch, tmp_path: Path) -> None:
     time.sleep(0.3)  # Two signals at once would be one.
     launcher.terminate()
     assert launcher.wait(5) == 0
+
+
+def test_scoring_gets_one_process_more_that_sees_no_gpu_and_is_replaced_like_others(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch(gpus("a"), seats="both")
+    wait_until(lambda: len(living(tmp_path)) == 2, timeout_s=20)
+    seen = {(tmp_path / f"{worker}.gpu").read_text(): pid for worker, pid in living(tmp_path).items()}
+    assert set(seen) == {"GPU-a", ""}
+    os.kill(seen[""], signal.SIGKILL)
+    wait_until(lambda: len(list(tmp_path.glob("*.dead"))) == 1, timeout_s=5, what="the report")
+    wait_until(lambda: len(living(tmp_path)) == 2, timeout_s=20, what="the replacement")
+    assert seen["GPU-a"] in living(tmp_path).values()
+    launcher.terminate()
+    assert launcher.wait(10) == 0
+    assert living(tmp_path) == {}
+
+
+def test_second_launcher_without_a_free_gpu_ends_and_one_that_only_scores_does_not(launch: Launch, tmp_path: Path) -> None:
+    launch(gpus("a"))
+    wait_until(lambda: len(living(tmp_path)) == 1, timeout_s=20)
+    _, message = launch(gpus("a"), seats="both").communicate(timeout=20)
+    assert b"every GPU" in message
+    launch(gpus("a"), seats="scoring")
+    wait_until(lambda: len(living(tmp_path)) == 2, timeout_s=20, what="the scoring worker")
+
+
+def test_each_worker_takes_the_kinds_of_its_seat() -> None:
+    command = worker_command(("summarize", "finetune", "evaluate"))
+    taken = {device.uuid: command(device, "w", 3)[-1] for device in (cpu_device(0), scoring_device())}
+    assert taken == {"cpu-0": "summarize,finetune", "cpu-scoring": "evaluate"}

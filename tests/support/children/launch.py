@@ -1,4 +1,7 @@
-"""A launcher of stand-in workers. Arguments: directory, JSON of pretended GPUs, behaviour, drain seconds."""
+"""A launcher of stand-in workers. Arguments: directory, JSON of pretended GPUs, behaviour, drain seconds, and the seats.
+
+The seats are `models` (by itself), `scoring`, or `both`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,15 @@ def main() -> int:
         module = "tests.support.children.worker"
         return [sys.executable, "-m", module, str(directory), worker, str(descriptor), behaviour]
 
-    options = LaunchOptions(pretend_gpus=gpus, lock_dir=directory / "locks", drain_s=drain_s, backoff_s=0.1)
+    seats = sys.argv[5] if len(sys.argv) > 5 else "models"
+    options = LaunchOptions(
+        pretend_gpus=gpus,
+        lock_dir=directory / "locks",
+        drain_s=drain_s,
+        backoff_s=0.1,
+        has_models=seats != "scoring",
+        has_scoring=seats != "models",
+    )
     launcher = Launcher(options, command, lambda worker: (directory / f"{worker}.dead").touch())
     try:
         return launcher.run()
