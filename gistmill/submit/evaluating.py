@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Text, cast, func, select
+from sqlalchemy import Connection, Row, Text, cast, literal, select
 
 from gistmill.db import evaluations
 from gistmill.db.evaluations import System
@@ -97,14 +97,12 @@ def _require_references(
 ) -> None:
     """Make sure that at least one row has a reference; rows without one are counted when they are scored."""
     keys = [dataset.key] if predictions is None else [dataset.key, predictions.key]
-    usable = connection.scalar(
-        select(func.count()).where(
-            dataset_rows.c.dataset_key.in_(keys),
-            takes(connection, rows, dataset_rows.c.row_number),
-            cast(dataset_rows.c.references, Text) != "[]",
-        )
+    usable = select(literal(1)).where(
+        dataset_rows.c.dataset_key.in_(keys),
+        takes(connection, rows, dataset_rows.c.row_number),
+        cast(dataset_rows.c.references, Text) != "[]",
     )
-    if not usable:
+    if connection.scalar(usable.limit(1)) is None:
         how = "--reference-column NAME" if predictions is not None else "--column references=NAME"
         raise InvalidDataset(
             f"None of the {rows.count} rows of '{dataset.name}' has a reference summary, and scores need them. Name the column"
