@@ -360,6 +360,7 @@ def test_module_that_raises_fails_the_evaluation_and_mended_scores_every_case_an
     lab.work()
     mended = lab.view(view.id)
     assert (mended.state, mended.measures) == ("completed", ["length"])
+    assert "(a:1;b:2)|value:f-measure|" in mended.signature
     assert mended.systems[0].scores["length"].fmeasure == pytest.approx(fmean([5, 5, 5, 3, 5]))
 
 
@@ -370,6 +371,7 @@ def write_module(directory: Path, body: str) -> None:
     path.write_text(
         "import datasets\nimport evaluate\n\n\n"
         "class Length(evaluate.Metric):\n"
+        "    signature = 'a:1|b:2'\n\n"
         "    def _info(self):\n"
         "        text = datasets.Value('string')\n"
         "        return evaluate.MetricInfo(description='', citation='', inputs_description='',\n"
