@@ -347,7 +347,7 @@ def test_module_that_raises_fails_the_evaluation_and_mended_scores_every_case_an
     sqlite_only: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab(sqlite_only, tmp_path, settings=WorkerSettings(metrics_dir=tmp_path / "metrics"))
-    monkeypatch.setattr(evaluate, "PAGE_CASES", 2)
+    monkeypatch.setattr(evaluate, "MODULE_PAGE_CASES", 2)
     write_module(tmp_path, "value = 1.0 if predictions != ['bad'] else float('no such summary')")
     rows = [{"gold": "Ann", "a": "bad" if n == 3 else f"Ann {n}"} for n in range(5)]
     view = evaluate_columns(lab, rows, "a", metrics=["length"])

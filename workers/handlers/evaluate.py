@@ -25,7 +25,7 @@ from gistmill.faults import point
 from gistmill.settings import WorkerSettings
 from gistmill.specs import EvaluateSpec
 from gistmill.submit.drafts import select_rows
-from workers.evaluation.metrics import Metric, load_metrics
+from workers.evaluation.metrics import ROUGE, Metric, load_metrics
 from workers.handlers.aggregating import aggregate
 from workers.handlers.base import Lease
 from workers.handlers.scoring import Judge, score_page
@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 # Cases scored and recorded in one go: under a second of ROUGE, and a transaction of some ten thousand rows.
 PAGE_CASES = 500
+# A module may take a second for a pair; what a page holds is lost with its worker.
+MODULE_PAGE_CASES = 20
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,17 @@ class EvaluateHandler:
         judge = Judge(tuple(metrics), spec.references, tuple(system.number for system in evaluation.systems))
         with self.database.read() as connection:
             left_out = _find_left_out(connection, claim, evaluation)
-        while page := self._load_page(claim, evaluation, left_out):
+        limit = PAGE_CASES if spec.metrics == (ROUGE,) else MODULE_PAGE_CASES
+        while page := self._load_page(claim, evaluation, left_out, limit):
             lease.check()
             ends = score_page(judge, *page, progress=lease)
             self._record(claim, lease, ends)
 
-    def _load_page(self, claim: Claim, evaluation: Evaluation, left_out: _LeftOut) -> tuple[list[Case], dict[int, str]] | None:
+    def _load_page(
+        self, claim: Claim, evaluation: Evaluation, left_out: _LeftOut, limit: int
+    ) -> tuple[list[Case], dict[int, str]] | None:
         with self.database.read() as connection:
-            cases = case_rows.load_pending(connection, claim, evaluation, limit=PAGE_CASES)
+            cases = case_rows.load_pending(connection, claim, evaluation, limit=limit)
             if not cases:
                 return None
             return cases, left_out.reasons(connection, [case.dialogue_key for case in cases])
