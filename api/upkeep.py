@@ -41,6 +41,7 @@ def tidy_up(service: Service) -> None:
     except StoreUnavailable as error:
         log.warning("upkeep_failed", reason=error.message)
     service.store.sweep(older_than_s=STALE_UPLOAD_S)
+    service.store.sweep_converted()
 
 
 def _list_known(service: Service, digests: Sequence[str]) -> list[str]:

@@ -3,8 +3,10 @@
 Files:
     models/<digest>/            the files of a model and manifest.json; never changed once there; swept when no row names it
     merged/<base>-<adapter>/    a base with an adapter merged, made when somebody exports it; swept when unused
+    converted/<digest>-<compute type>-<converter>/    a model in another engine's form, see converted.py; swept when unused
     incoming/<name>/            what is being added; swept when it was left behind
     locks/<digest>.lock         held while a digest is being fetched; its time of change tells waiters of progress
+    locks/<name in converted>.lock    held while a model is being converted
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from models_store.manifest import Manifest
 
 log = structlog.get_logger(__name__)
 
+CONVERTED_KEPT_S = 30 * 24 * 3600.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -157,12 +160,18 @@ class Store:
 
     def sweep(self, *, older_than_s: float) -> int:
         """Remove staging directories, and merged models, in which nothing was written for that long; return how many."""
+        return self._sweep_folder("incoming", older_than_s) + self._sweep_folder("merged", older_than_s)
+
+    def sweep_converted(self, *, older_than_s: float = CONVERTED_KEPT_S) -> int:
+        """Remove converted models that nobody loaded for that long; return how many."""
+        return self._sweep_folder("converted", older_than_s)
+
+    def _sweep_folder(self, folder: str, older_than_s: float) -> int:
         limit = time.time() - older_than_s
-        kept_for_a_while = [path for folder in ("incoming", "merged") for path in (self.root / folder).glob("*")]
-        stale = [path for path in kept_for_a_while if _last_written(path) < limit]
+        stale = [path for path in (self.root / folder).glob("*") if _last_written(path) < limit]
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
-            log.info("staging_swept", directory=path.name)
+            log.info("staging_swept", folder=folder, directory=path.name)
         return len(stale)
 
     def sweep_unlisted(self, list_known: Callable[[Sequence[str]], Collection[str]], *, older_than_s: float) -> int:

@@ -8,7 +8,8 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from models_store.store import Store
 from workers import tasks
 from workers.checkpoints import Courier
 from workers.engine.base import Engine
-from workers.engine.loading import load_engine
+from workers.engine.loading import load_engine, load_greedy_engine
 from workers.gpu import Device
 from workers.handlers.base import Handler
 from workers.handlers.evaluate import EvaluateHandler
@@ -102,6 +103,7 @@ class Worker:
         return Residence(
             self._find_files,
             self._load,
+            load_greedy=None if worker.engine in ("transformers", "fake") else self._load_greedy,
             limit_bytes=worker.model_bytes or int(self.device.total_bytes * MODEL_SHARE),
             device_bytes=self.device.total_bytes,
             load_stall_s=worker.load_stall_s,
@@ -165,19 +167,29 @@ class Worker:
 
     def _load(self, directory: Path, precision: Precision) -> Engine:
         worker = self.settings.worker
-        try:
+        with _full_when_no_room():
             return load_engine(
                 worker.engine,
                 directory,
-                device="cuda" if self.device.kind == "cuda" else "cpu",
+                device=self.device.kind,
                 precision=precision,
                 threads=worker.threads,
                 batch_tokens=worker.batch_tokens,
                 fake_seconds_per_row=worker.fake_seconds_per_row,
             )
-        except (MemoryError, ModelUnavailable) as error:
-            # There is no room now. It is nobody's failure: the chunk goes back for a while.
-            raise DeviceFull from error
+
+    def _load_greedy(self, directory: Path, precision: Precision) -> Engine | None:
+        worker = self.settings.worker
+        with _full_when_no_room():
+            return load_greedy_engine(
+                worker.engine,
+                directory,
+                self.store,
+                device=self.device.kind,
+                precision=precision,
+                threads=worker.threads,
+                batch_tokens=worker.batch_tokens,
+            )
 
     def _consume(self, runner: Runner) -> int:
         """Run Celery's consumer in this thread; it installs the signal handlers and ends when the current bell has ended."""
@@ -214,6 +226,15 @@ def ring_waiting_quietly(database: Database, bells: Bells, settings: Settings) -
         ring_waiting(database, bells, settings.worker)
     except StoreUnavailable as error:
         log.warning("bell_not_passed_on", reason=error.message)
+
+
+@contextmanager
+def _full_when_no_room() -> Iterator[None]:
+    """Turn a lack of room for a model into what gives the chunk back for a while: it is nobody's failure."""
+    try:
+        yield
+    except (MemoryError, ModelUnavailable) as error:
+        raise DeviceFull from error
 
 
 def _make_consumer(app: Celery, kinds: tuple[str, ...], worker_uuid: str) -> Any:

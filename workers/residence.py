@@ -50,18 +50,23 @@ class TakesAdapters(Protocol):
 
 
 class Resident(NamedTuple):
-    """What is in memory: a base model in one precision, or an adapter on it."""
+    """What is in memory: a base model in one precision, or an adapter on it.
+
+    `is_greedy_only` tells the engine that is faster at greedy decoding from the one that runs everything.
+    """
 
     digest: str
     precision: Precision
     adapter: str | None = None
+    is_greedy_only: bool = False
 
 
 class Residence:
     """The engines of one worker, each under (model digest, precision, adapter digest), within a limit of bytes.
 
-    `find_files` returns the directory of a digest, fetching it when this host lacks it; `load` makes an engine of it. The order
-    of `_engines` is that of use, and a base always stands behind its adapters: they leave before it does.
+    `find_files` returns the directory of a digest, fetching it when this host lacks it; `load` makes an engine of it that runs
+    everything, `load_greedy` one for greedy decoding of whole models, or None where `load`'s is to run those too. The order of
+    `_engines` is that of use, and a base always stands behind its adapters: they leave before it does.
     """
 
     def __init__(
@@ -69,19 +74,26 @@ class Residence:
         find_files: Callable[[str, Ticker], Path],
         load: Callable[[Path, Precision], Engine],
         *,
+        load_greedy: Callable[[Path, Precision], Engine | None] | None = None,
         limit_bytes: int,
         device_bytes: int,
         load_stall_s: float,
     ) -> None:
         self._find_files = find_files
         self._load = load
+        self._load_greedy = load_greedy
         self._limit_bytes = limit_bytes
         self._device_bytes = device_bytes
         self._load_stall_s = load_stall_s
         self._engines: OrderedDict[Resident, Engine] = OrderedDict()
+        self._without_greedy: set[Resident] = set()
 
-    def get(self, digest: str, precision: Precision, ticker: Ticker, *, adapter: str | None = None) -> Engine:
+    def get(
+        self, digest: str, precision: Precision, ticker: Ticker, *, adapter: str | None = None, is_greedy: bool = False
+    ) -> Engine:
         """Return the engine of a base model, or of an adapter on it; what is not resident is loaded.
+
+        `is_greedy` says that it is to decode greedily only, at which another engine may be faster.
 
         Raises:
             DeviceTooSmall: the weights, those of base and adapter together, exceed the device's whole memory.
@@ -89,6 +101,10 @@ class Residence:
             ModelError: the files cannot be read, or the engine runs no adapters.
             ModelUnavailable: the files could not be fetched.
         """
+        if is_greedy and adapter is None:
+            greedy = self._find_greedy(Resident(digest, precision, is_greedy_only=True), ticker)
+            if greedy is not None:
+                return greedy
         base = self._get_base(Resident(digest, precision), ticker)
         # The fake engine reads no file: base and adapter are all the same to it.
         if adapter is None or isinstance(base, FakeEngine):
@@ -107,15 +123,29 @@ class Residence:
             self._evict(next(iter(self._engines)))
 
     def _get_base(self, place: Resident, ticker: Ticker) -> Engine:
+        engine = self._find_base(place, ticker, self._load)
+        assert engine is not None
+        return engine
+
+    def _find_greedy(self, place: Resident, ticker: Ticker) -> Engine | None:
+        if self._load_greedy is None or place in self._without_greedy:
+            return None
+        engine = self._find_base(place, ticker, self._load_greedy)
+        if engine is None:
+            self._without_greedy.add(place)
+        return engine
+
+    def _find_base(self, place: Resident, ticker: Ticker, load: Callable[[Path, Precision], Engine | None]) -> Engine | None:
         if place in self._engines:
             self._engines.move_to_end(place)
             return self._engines[place]
         directory = self._get_files(place.digest, ticker)
         self._make_room(_weigh(directory), keep=place)
         point("load.begun", digest=place.digest)
-        engine = self._load(directory, place.precision)
-        self._engines[place] = engine
-        log.info("model_loaded", digest=place.digest, engine=engine.name, device=engine.device, dtype=engine.dtype)
+        engine = load(directory, place.precision)
+        if engine is not None:
+            self._engines[place] = engine
+            log.info("model_loaded", digest=place.digest, engine=engine.name, device=engine.device, dtype=engine.dtype)
         return engine
 
     def _get_adapted(self, place: Resident, base: Engine, ticker: Ticker) -> Engine:
@@ -144,7 +174,7 @@ class Residence:
         """Evict what was not used for longest until so much fits, but not the base of what is about to come."""
         if needed_bytes > self._device_bytes:
             raise DeviceTooSmall(needed_bytes=needed_bytes)
-        base = Resident(keep.digest, keep.precision)
+        base = keep._replace(adapter=None)
         while self._used_bytes() + needed_bytes > self._limit_bytes:
             oldest = next((place for place in self._engines if place != base), None)
             if oldest is None:

@@ -36,6 +36,11 @@ class GenerationParameters(BaseModel):
             raise ValueError("do_sample and num_beams cannot be combined; choose sampling or beams")
         return self
 
+    @property
+    def is_greedy(self) -> bool:
+        """True when each token is the one of the best score."""
+        return self.num_beams == 1 and not self.do_sample
+
     def canonical(self) -> dict[str, Any]:
         """Return the fields that decide the text; equal texts have equal canonical forms."""
         fields: dict[str, Any] = {

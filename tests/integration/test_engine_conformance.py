@@ -9,8 +9,10 @@ import pytest
 
 from gistmill.errors import GenerationFailed, InputTooLong
 from gistmill.specs import GenerationParameters, Overflow
+from models_store.store import Store
 from tests.support.models import dialogues, make_tiny_bart, make_tiny_t5
 from workers.engine.base import Completion, Engine, Failure, Outcome, Prompt
+from workers.engine.ctranslate2 import load as load_converted
 from workers.engine.fake import FakeEngine
 from workers.engine.loading import load_engine
 
@@ -45,6 +47,8 @@ def complete(
     on_overflow: Overflow = "fail",
     should_stop: Callable[[], bool] = never,
 ) -> dict[int, Outcome]:
+    if engine.name == "ctranslate2" and not parameters.is_greedy:
+        pytest.skip("this engine decodes greedily; beams and sampling never reach it")
     batches = engine.generate(
         prompts, parameters, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop
     )
@@ -58,18 +62,23 @@ def prompts_of(texts: list[str]) -> list[Prompt]:
     return [Prompt(key, text, noise=(f"digest-{key}", 0)) for key, text in enumerate(texts)]
 
 
-@pytest.fixture(scope="module", params=["fake", "tiny-t5", "tiny-bart", "gist-tiny"])
+@pytest.fixture(
+    scope="module", params=["fake", "tiny-t5", "tiny-bart", "gist-tiny", "ctranslate2 tiny-t5", "ctranslate2 gist-tiny"]
+)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     if request.param == "fake":
         return FakeEngine()
-    if request.param == "gist-tiny":
+    model = request.param.removeprefix("ctranslate2 ")
+    if model == "gist-tiny":
         if not (GIST_TINY / "config.json").exists():
             pytest.skip("gist-tiny is not built")
         directory = GIST_TINY
     else:
-        make = {"tiny-t5": make_tiny_t5, "tiny-bart": make_tiny_bart}[request.param]
+        make = {"tiny-t5": make_tiny_t5, "tiny-bart": make_tiny_bart}[model]
         directory = make(tmp_path_factory.mktemp("model"))
     # A small budget, so that 40 prompts are several micro-batches.
+    if model != request.param:
+        return load_converted(directory, Store(tmp_path_factory.mktemp("store")), threads=1, budget_tokens=600)
     return load_engine("transformers", directory, device="cpu", precision="float32", batch_tokens=600)
 
 
@@ -220,6 +229,6 @@ def test_no_prompts_give_nothing(engine: Engine) -> None:
 
 def test_engine_says_what_it_runs_on(engine: Engine) -> None:
     assert engine.device == "cpu"
-    assert engine.name in ("fake", "transformers")
-    assert (engine.dtype == "float32") == (engine.name == "transformers")
-    assert (engine.weight_bytes > 0) == (engine.name == "transformers")
+    assert engine.name in ("fake", "transformers", "ctranslate2")
+    assert (engine.dtype == "float32") == (engine.name != "fake")
+    assert (engine.weight_bytes > 0) == (engine.name != "fake")

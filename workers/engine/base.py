@@ -69,8 +69,9 @@ class Engine(Protocol):
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each micro-batch as soon as it is finished; every prompt has exactly one.
 
-        `should_stop` is polled at every decode step, from the calling thread; it must be quick and must not raise. Once it
-        says True, generate returns without the unfinished micro-batch: what was yielded stays.
+        `should_stop` is polled at every decode step, by the calling thread or by one of the engine's while that one waits,
+        never by two at once; it must be quick and must not raise. Once it says True, generate returns without the unfinished
+        micro-batch: what was yielded stays.
         """
         ...
 

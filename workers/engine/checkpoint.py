@@ -48,7 +48,7 @@ def load_model(directory: Path, *, device: str, precision: Precision) -> LoadedM
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         config = _read_config(directory)
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = _read_tokenizer(directory)
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
             directory,
             config=config,
@@ -62,7 +62,6 @@ def load_model(directory: Path, *, device: str, precision: Precision) -> LoadedM
         raise ModelUnreadable(f"The model in {directory.name} cannot be read: {_first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelUnreadable(f"The model in {directory.name} lacks {len(missing)} of its weights, the first is {missing[0]}.")
-    tokenizer.model_max_length = NO_LIMIT
     return LoadedModel(
         model=_place(model, device),
         tokenizer=tokenizer,
@@ -70,6 +69,18 @@ def load_model(directory: Path, *, device: str, precision: Precision) -> LoadedM
         max_positions=_positions(config, "encoder"),
         max_decoder_positions=_positions(config, "decoder"),
     )
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Load the tokenizer of a local directory, without a limit of its own.
+
+    Raises:
+        ModelUnreadable: a file is missing or broken.
+    """
+    try:
+        return _read_tokenizer(directory)
+    except READ_ERRORS as error:
+        raise ModelUnreadable(f"The tokenizer in {directory.name} cannot be read: {_first_line(error)}") from error
 
 
 def resolve_dtype(precision: str, device: str) -> torch.dtype:
@@ -97,6 +108,12 @@ def _read_config(directory: Path) -> Any:
             f"{directory.name} is a {config.model_type} model; only encoder-decoder text models can be used."
         )
     return config
+
+
+def _read_tokenizer(directory: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    tokenizer.model_max_length = NO_LIMIT
+    return tokenizer
 
 
 def _place(model: Any, device: str) -> Any:

@@ -19,6 +19,7 @@ from workers.engine.base import Completion, Engine, Failure, Outcome
 from workers.engine.batched import BatchedEngine, BatchFailed, Row
 from workers.engine.checkpoint import LoadedModel, load_model
 from workers.engine.sampling import sampling_processors
+from workers.engine.tokenizing import ModelTokenizer
 
 if TYPE_CHECKING:
     from workers.engine.adapters import AdapterRack
@@ -32,7 +33,13 @@ CPU_LEAST_TOKENS, CPU_MOST_TOKENS = 512, 16_384
 CPU_FLOP_PER_THREAD = 125e9
 
 FORWARD_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "failed to allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 NEVER = 2**31 - 1
 
 
@@ -66,10 +73,9 @@ class TransformersEngine(BatchedEngine):
         self._directory = directory
         self._rack: AdapterRack | None = None
         self._adapter_bytes: dict[str, int] = {}
-        self._tokenizer = loaded.tokenizer
+        self._tokenizer = ModelTokenizer(loaded.tokenizer, loaded.model.get_input_embeddings().num_embeddings)
         self._special = loaded.special_tokens
         self._max_new_positions = loaded.max_decoder_positions
-        self._vocabulary = loaded.model.get_input_embeddings().num_embeddings
         self._pad = next(p for p in (loaded.tokenizer.pad_token_id, self._special.get("pad_token_id"), 0) if p is not None)
         eos = self._special.get("eos_token_id")
         self._ends = frozenset(eos if isinstance(eos, list) else [eos])
@@ -124,14 +130,7 @@ class TransformersEngine(BatchedEngine):
         return int(min(max(tokens, CPU_LEAST_TOKENS), CPU_MOST_TOKENS))
 
     def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
-        cut = {} if limit is None else {"truncation": True, "max_length": limit}
-        if limit is not None and limit <= self._tokenizer.num_special_tokens_to_add():
-            raise ValueError("the limit leaves no room for text")
-        encoded: list[list[int]] = self._tokenizer(list(texts), **cut)["input_ids"]
-        # On a GPU an unknown token is a device-side assertion, which ends the process rather than the row.
-        if any(not tokens or max(tokens) >= self._vocabulary for tokens in encoded):
-            raise ValueError("the tokenizer gives no token, or one that the model does not know")
-        return encoded
+        return self._tokenizer.encode(texts, limit)
 
     def _forward(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
@@ -141,10 +140,10 @@ class TransformersEngine(BatchedEngine):
         except FORWARD_ERRORS as error:
             if is_device_lost(error):
                 raise
-            blame = _blame(error, rows)
+            failed = BatchFailed(blame(error, rows))
         # Only here are the frames of the failed attempt gone, and with them its tensors.
         self._give_back_memory()
-        raise BatchFailed(blame)
+        raise failed
 
     def _complete(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
@@ -190,11 +189,10 @@ class TransformersEngine(BatchedEngine):
         end = next((step for step, token in enumerate(tokens) if token in self._ends), None)
         count = len(tokens) if end is None else end + 1
         if bad_step < count:
-            message = f"The model's scores were not finite at step {bad_step} of this item. Try --precision float32."
-            return Failure(row.prompt.key, GenerationFailed(message))
+            return Failure(row.prompt.key, not_finite(bad_step))
         return Completion(
             key=row.prompt.key,
-            text=self._tokenizer.decode(tokens[:count], skip_special_tokens=True).strip(),
+            text=self._tokenizer.decode(tokens[:count]),
             finish_reason="length" if end is None else "stop",
             tokens_in=len(row.tokens),
             tokens_out=count,
@@ -252,7 +250,8 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
-def _blame(error: BaseException, rows: Sequence[Row]) -> ItemError:
+def blame(error: BaseException, rows: Sequence[Row]) -> ItemError:
+    """Return the error of a row that failed alone in this way."""
     tokens = max(len(row.tokens) for row in rows)
     if is_out_of_memory(error):
         return DeviceOutOfMemory(
@@ -260,3 +259,8 @@ def _blame(error: BaseException, rows: Sequence[Row]) -> ItemError:
             tokens=tokens,
         )
     return GenerationFailed(f"The model failed on this item: {type(error).__name__}: {str(error)[:300]}")
+
+
+def not_finite(step: int) -> GenerationFailed:
+    """Return the error of a row whose best score was no number at this step."""
+    return GenerationFailed(f"The model's scores were not finite at step {step} of this item. Try --precision float32.")

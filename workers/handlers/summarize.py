@@ -70,7 +70,9 @@ class SummarizeHandler:
     def _generate(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit]) -> int:
         """Generate these units and record them batch by batch; return how many items ended."""
         parts = self._find_parts(claim)
-        engine = self.residence.get(parts.base_digest, spec.precision, lease, adapter=parts.adapter_digest)
+        engine = self.residence.get(
+            parts.base_digest, spec.precision, lease, adapter=parts.adapter_digest, is_greedy=spec.generation.is_greedy
+        )
         template = self._find_template(claim, spec)
         batch = [
             Prompt(number, template.render(unit.text), noise=(unit.digest, unit.draw)) for number, unit in enumerate(units)

@@ -1,0 +1,34 @@
+"""A checkpoint's own tokenizer, as every engine that runs checkpoints uses it: the same tokens in, the same text out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class ModelTokenizer:
+    """Reads and writes the tokens of one model, whose embedding has `vocabulary` rows."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+
+    def encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+        """Return the tokens of each text, special tokens included; cut to `limit` when one is given.
+
+        Raises:
+            ValueError, TypeError, OverflowError: a text cannot be encoded, or the limit leaves no room for text.
+        """
+        cut = {} if limit is None else {"truncation": True, "max_length": limit}
+        if limit is not None and limit <= self._tokenizer.num_special_tokens_to_add():
+            raise ValueError("the limit leaves no room for text")
+        encoded: list[list[int]] = self._tokenizer(list(texts), **cut)["input_ids"]
+        # On a GPU an unknown token is a device-side assertion, which ends the process rather than the row.
+        if any(not tokens or max(tokens) >= self._vocabulary for tokens in encoded):
+            raise ValueError("the tokenizer gives no token, or one that the model does not know")
+        return encoded
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of the tokens, without special ones and without space around it."""
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
