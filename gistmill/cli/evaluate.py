@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistmill.cli.output import EXIT_INTERRUPTED, advise, require_directory, say, write_json
+from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, require_directory, say, write_json
 from gistmill.cli.submitting import DefaultGroup, labels_of, leave, split_names, stay_up
 from gistmill.errors import NothingToScore
 
@@ -217,3 +217,5 @@ def _finish(client: Client, comparison: Comparison, output: Path | None, *, deta
     elif output is None:
         text.write_text(view, sys.stdout)
     advise(f"gistmill compare worst {comparison.id} --by delta")
+    if view.counts.get("failed"):
+        raise typer.Exit(EXIT_FAILED_ITEMS)

@@ -73,6 +73,14 @@ def test_models_are_compared_and_read_back_in_every_form(stack: Home, calls: str
     assert stack.run("sql", count, "--json").json == [{"n": 5 * 2 * 4}]
 
 
+def test_case_that_a_model_failed_on_is_said_by_the_exit_status(stack: Home, tmp_path: Path) -> None:
+    path = tmp_path / "one-too-long.jsonl"
+    rows = [{"dialogue": text, "summary": "Ann greets."} for text in ("Ann: hi " * 50, "Ann: hello", "Ann: good morning")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = stack.run("evaluate", str(path), "--models", "gist-tiny", "--max-input-tokens", "40", "--resamples", "200")
+    assert (done.status, "2 of 3 cases" in done.out) == (3, True), done.err
+
+
 def test_columns_of_a_file_are_compared_and_judged_by_a_gate(stack: Home, results: tuple[str, ...]) -> None:
     done = stack.run("evaluate", *results, "--json")
     assert done.status == 0, done.err

@@ -50,8 +50,13 @@ def test_pairs_have_differences_p_values_and_wins() -> None:
     view = comparison()
     for pair in view.pairs:
         pair.p_adjusted = None
-    assert tabulate_pairs(view).columns[4] == "p"
     assert {row[4] for row in tabulate_pairs(view).rows} == {"0.0002"}
+
+
+def test_two_systems_have_one_pair_and_nothing_to_correct() -> None:
+    view = comparison()
+    view.systems = view.systems[:2]
+    assert tabulate_pairs(view).columns[4] == "p"
 
 
 def test_improvements_are_those_of_the_notebook_under_their_real_names() -> None:
