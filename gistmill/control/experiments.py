@@ -1,6 +1,7 @@
-"""Steering as users mean it: what is done to an experiment is done to the jobs that it is made of.
+"""Steering as users mean it: what is done to an experiment, or to an evaluation, is done to the jobs that came with it.
 
-Every other job has no steps, and is steered alone.
+An evaluation's are the summarize jobs that it has submitted, and not those that were there before. Every other job has no
+steps, and is steered alone.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ from gistmill.db.tables import jobs
 from gistmill.errors import JobIsOver
 from gistmill.states import JobKind, JobState
 
+# Kinds of jobs that come with others.
+WHOLES = (JobKind.EXPERIMENT, JobKind.EVALUATE)
 LOST = (JobState.FAILED, JobState.CANCELLED)
 
 
 def cancel(database: Database, tenant_key: int, job_id: str) -> None:
-    """Cancel a job; of an experiment also every step that no other job needs.
+    """Cancel a job; of an experiment or evaluation also every step that no other job needs.
 
-    The experiment comes first, then those that need others, so that none fails because of one that is cancelled. Of an
-    experiment that has failed the steps that still run are cancelled.
+    The job itself comes first, then those that need others, so that none fails because of one that is cancelled. Of one that
+    has failed, the steps that still run are cancelled.
 
     Raises:
         UnknownJob: there is no such job of this tenant.
         JobIsOver: the job completed or failed before, and nothing of it runs.
     """
-    key = _find_experiment(database, tenant_key, job_id)
+    key = _find_whole(database, tenant_key, job_id)
     try:
         wishes.cancel(database, tenant_key, job_id)
     except JobIsOver:
@@ -46,7 +49,7 @@ def cancel(database: Database, tenant_key: int, job_id: str) -> None:
 
 
 def pause(database: Database, tenant_key: int, job_id: str) -> None:
-    """Pause a job, and every step of an experiment.
+    """Pause a job, and every step of an experiment or evaluation.
 
     Raises:
         UnknownJob: there is no such job of this tenant.
@@ -59,7 +62,7 @@ def pause(database: Database, tenant_key: int, job_id: str) -> None:
 
 
 def resume(database: Database, tenant_key: int, job_id: str, *, ring: Ring | None = None) -> None:
-    """Let a paused job go on, and every step of an experiment.
+    """Let a paused job go on, and every step of an experiment or evaluation.
 
     Raises:
         UnknownJob: there is no such job of this tenant.
@@ -74,15 +77,15 @@ def resume(database: Database, tenant_key: int, job_id: str, *, ring: Ring | Non
 def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | None = None, *, ring: Ring | None = None) -> int:
     """Queue what an ended job is missing, as a new attempt, and return how many items that is.
 
-    Of an experiment, those of its steps that have failed or were cancelled are taken up, the needed ones first; what those
-    failed with them waits again.
+    Of an experiment or evaluation, those of its steps that have failed or were cancelled are taken up, the needed ones first;
+    what those failed with them waits again.
 
     Raises:
         UnknownJob: there is no such job of this tenant.
         JobNotOver: the job runs, or another retry was faster.
         NothingToRetry: no item is missing, or none of those that `missing` names; or a job that this one needs is lost.
     """
-    key = _find_experiment(database, tenant_key, job_id)
+    key = _find_whole(database, tenant_key, job_id)
     if key is None:
         return retry_job(database, tenant_key, job_id, missing, ring=ring)
     items = 0
@@ -95,15 +98,15 @@ def retry(database: Database, tenant_key: int, job_id: str, missing: Missing | N
     return items
 
 
-def _find_experiment(database: Database, tenant_key: int, job_id: str) -> int | None:
-    """Return the key of the job if it is an experiment of this tenant, else None."""
-    query = select(jobs.c.key).where(jobs.c.tenant_key == tenant_key, jobs.c.id == job_id, jobs.c.kind == JobKind.EXPERIMENT)
+def _find_whole(database: Database, tenant_key: int, job_id: str) -> int | None:
+    """Return the key of the job if it is an experiment or evaluation of this tenant, else None."""
+    query = select(jobs.c.key).where(jobs.c.tenant_key == tenant_key, jobs.c.id == job_id, jobs.c.kind.in_(WHOLES))
     with database.read() as connection:
         return connection.execute(query).scalar_one_or_none()
 
 
 def _open_steps(database: Database, tenant_key: int, job_id: str) -> Iterator[str]:
-    key = _find_experiment(database, tenant_key, job_id)
+    key = _find_whole(database, tenant_key, job_id)
     if key is not None:
         yield from _list_open(database, key)
 

@@ -463,7 +463,8 @@ comparisons = Table(
     Column("losses", BigInteger, nullable=False),
 )
 
-# The jobs of an experiment in the order in which people read of them. Jobs that were completed before may be among them.
+# The jobs of an experiment in the order in which people read of them; jobs that were completed before may be among them. Of an
+# evaluation, the summarize jobs that it has submitted.
 experiment_steps = Table(
     "experiment_steps",
     metadata,

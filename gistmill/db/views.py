@@ -317,7 +317,8 @@ _EXPERIMENTS = SqlView(
     "One row per step of an experiment, in the order of its steps; v_jobs, v_rouge and the others say more of each job.",
     "FROM jobs j CROSS JOIN experiment_steps e CROSS JOIN jobs w "
     "LEFT JOIN models m ON m.job_key = w.key AND m.tenant_key = j.tenant_key "
-    "WHERE TENANT(j.tenant_key) AND e.job_key = j.key AND w.key = e.step_key AND w.tenant_key = j.tenant_key",
+    "WHERE TENANT(j.tenant_key) AND j.kind = 'experiment' AND e.job_key = j.key AND w.key = e.step_key "
+    "AND w.tenant_key = j.tenant_key",
     _columns(
         ("experiment_id", "text", "j.id", "The experiment's job."),
         ("experiment", "text", "j.spec ->> 'name'", "What kind of experiment it is: notebook."),

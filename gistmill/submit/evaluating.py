@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Text, cast, literal, select
 
-from gistmill.db import evaluations
+from gistmill.db import evaluations, experiments
 from gistmill.db.evaluations import System
+from gistmill.db.experiments import Step
 from gistmill.db.jobs import JobRows, takes
 from gistmill.db.tables import dataset_rows, datasets, jobs
 from gistmill.errors import DataMismatch, InvalidDataset, InvalidSpec
@@ -60,6 +61,12 @@ def draft(planning: Planning, spec: EvaluateSpec) -> Draft:
         ]
         predictions_key = None if predictions is None else predictions.key
         evaluations.add(connection, job_key, cases=cases, predictions_key=predictions_key, systems=systems)
+        made = [
+            Step(f"summaries of {source.name}"[:300], keys[source.before]) for source in sources if source.before is not None
+        ]
+        # Whoever steers the evaluation steers the jobs that it has submitted; those that were there are their owners' own.
+        if made:
+            experiments.add_steps(connection, job_key, made)
 
     return Draft(
         spec=spec.model_copy(update={"baseline": spec.ordered[0]}),
