@@ -26,7 +26,7 @@ from gistmill.errors import Conflict, GistmillError, LeaseLost
 from gistmill.settings import WorkerSettings
 from gistmill.states import JobState
 from gistmill.sweep import Sweeper
-from tests.integration.test_races import race
+from tests.faults.test_races import race
 from tests.support.databases import PostgreSQLServer
 from tests.support.graphs import TEXTS, NoBells, id_of, make_waiting, states
 from tests.support.hands import claimed, end, work
