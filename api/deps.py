@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 from sqlalchemy import select
 
 from gistmill.db.migrate import DEFAULT_TENANT
@@ -73,3 +73,10 @@ def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 PageLimit = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Most entries of the page.")]
 After = Annotated[str | None, Query(max_length=100, description="The `next` of the page before.")]
+
+
+def note_replay(response: Response, *, is_new: bool) -> None:
+    """Let an answer to a request that came before under the same Idempotency-Key say so."""
+    if not is_new:
+        response.status_code = 200
+        response.headers["Idempotent-Replay"] = "true"

@@ -11,7 +11,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import After, PageLimit, Service, ServiceDep
+from api.deps import After, PageLimit, Service, ServiceDep, note_replay
+from api.streaming import LINES, Limit, Position, as_lines, lines
 from gistmill import readback, submit
 from gistmill.readback.cases import DELTA, PAGE, CaseOrder, CaseQuery, Ranking, rank_cases, read_ranked
 from gistmill.sweep import live_within_s
@@ -19,7 +20,6 @@ from gistmill.views import CaseView, ComparisonView, JobView, Page
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
 
-LINES = "application/x-ndjson"
 Name = Annotated[str | None, Query(max_length=300)]
 
 
@@ -56,14 +56,18 @@ def stream_cases(
     system: Name = None,
     baseline: Name = None,
     after: After = None,
-    limit: Annotated[int | None, Query(ge=0, description="Most lines; all of them by default.")] = None,
+    limit: Limit = None,
 ) -> StreamingResponse:
     """Stream cases side by side, one JSON object a line: in input order, or the worst or best first."""
     query = CaseQuery(order, by, measure, system, baseline)
     # Whatever is wrong with the request is found before the status is sent.
     if order == "input":
         readback.read_cases(service.database, service.tenant_key, job_id, query, after=after, limit=0)
-        return StreamingResponse(_lines(service, job_id, query, after, limit), media_type=LINES)
+
+        def read(cursor: str | None, most: int) -> list[CaseView]:
+            return readback.read_cases(service.database, service.tenant_key, job_id, query, after=cursor, limit=most)
+
+        return StreamingResponse(lines(read, Position(after, limit, page=PAGE)), media_type=LINES)
     ranking = rank_cases(service.database, service.tenant_key, job_id, query, after, limit)
     return StreamingResponse(_ranked_lines(service, job_id, query, ranking), media_type=LINES)
 
@@ -86,30 +90,11 @@ def rescore(
         ring=service.bells.ring,
         live_within_s=live_within_s(service.settings.worker),
     )
-    if not is_new:
-        response.status_code = 200
-        response.headers["Idempotent-Replay"] = "true"
+    note_replay(response, is_new=is_new)
     return readback.get_job(service.database, service.tenant_key, new_id, gone_after_s=service.gone_after_s)
-
-
-async def _lines(service: Service, job_id: str, query: CaseQuery, after: str | None, limit: int | None) -> AsyncIterator[str]:
-    left = limit
-    while most := PAGE if left is None else min(PAGE, left):
-        read = partial(readback.read_cases, service.database, service.tenant_key, job_id, query, after=after, limit=most)
-        page = await run_in_threadpool(read)
-        if page:
-            after = page[-1].cursor
-            left = None if left is None else left - len(page)
-            yield _as_lines(page)
-        if len(page) < most:
-            return
 
 
 async def _ranked_lines(service: Service, job_id: str, query: CaseQuery, ranking: Ranking) -> AsyncIterator[str]:
     for part in ranking.pages():
         read = partial(read_ranked, service.database, service.tenant_key, job_id, query, part)
-        yield _as_lines(await run_in_threadpool(read))
-
-
-def _as_lines(page: list[CaseView]) -> str:
-    return "".join(line.model_dump_json() + "\n" for line in page)
+        yield as_lines(await run_in_threadpool(read))

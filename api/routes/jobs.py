@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Literal
 
@@ -13,8 +13,9 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from api import catalog
-from api.deps import After, PageLimit, Service, ServiceDep
+from api.deps import After, PageLimit, Service, ServiceDep, note_replay
 from api.routes.prompts import check_prompt
+from api.streaming import LINES, Limit, PageReader, Position, lines
 from gistmill import readback, submit
 from gistmill.readback.items import PAGE
 from gistmill.specs import JobSpec
@@ -23,13 +24,10 @@ from gistmill.views import ItemErrorView, JobView, MetricView, Page, ResultView
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-LINES = "application/x-ndjson"
 POLL_S = 0.5
 KEEP_ALIVE_S = 5.0
 
 Cursor = Annotated[str | None, Query(max_length=100, description="The `cursor` of the last line that was read.")]
-Limit = Annotated[int | None, Query(ge=0, description="Most lines; all of them by default.")]
-PageReader = Callable[[str | None, int], list[ResultView] | list[ItemErrorView] | list[MetricView]]
 
 
 @router.post("", status_code=201, responses={200: {"description": "The answer to an earlier request with the same key."}})
@@ -50,9 +48,7 @@ def submit_job(
         live_within_s=live_within_s(service.settings.worker),
         check_prompt=partial(check_prompt, service),
     )
-    if not is_new:
-        response.status_code = 200
-        response.headers["Idempotent-Replay"] = "true"
+    note_replay(response, is_new=is_new)
     return get_job(service, job_id)
 
 
@@ -93,8 +89,7 @@ def stream_results(
     def read(cursor: str | None, most: int) -> list[ResultView]:
         return readback.read_results(service.database, service.tenant_key, job_id, after=cursor, limit=most, order=settled)
 
-    lines = _follow(service, job_id, read, after, limit) if follow else _lines(read, after, limit)
-    return StreamingResponse(lines, media_type=LINES)
+    return StreamingResponse(_stream(service, job_id, read, after, limit, follow=follow), media_type=LINES)
 
 
 @router.get("/{job_id}/errors", response_class=StreamingResponse, responses={200: {"content": {LINES: {}}}})
@@ -106,7 +101,7 @@ def stream_errors(service: ServiceDep, job_id: str, after: Cursor = None, limit:
     def read(cursor: str | None, most: int) -> list[ItemErrorView]:
         return readback.read_errors(service.database, service.tenant_key, job_id, after=cursor, limit=most)
 
-    return StreamingResponse(_lines(read, after, limit), media_type=LINES)
+    return StreamingResponse(lines(read, Position(after, limit, page=PAGE)), media_type=LINES)
 
 
 @router.get("/{job_id}/metrics", response_class=StreamingResponse, responses={200: {"content": {LINES: {}}}})
@@ -119,47 +114,23 @@ def stream_metrics(
     def read(cursor: str | None, most: int) -> list[MetricView]:
         return readback.read_metrics(service.database, service.tenant_key, job_id, after=cursor, limit=most)
 
-    lines = _follow(service, job_id, read, after, limit) if follow else _lines(read, after, limit)
-    return StreamingResponse(lines, media_type=LINES)
+    return StreamingResponse(_stream(service, job_id, read, after, limit, follow=follow), media_type=LINES)
 
 
-class _Position:
-    """How far a stream has come."""
-
-    def __init__(self, after: str | None, limit: int | None) -> None:
-        self.cursor, self.left = after, limit
-
-    @property
-    def page(self) -> int:
-        return PAGE if self.left is None else min(PAGE, self.left)
+def _stream(
+    service: Service, job_id: str, read: PageReader, after: str | None, limit: int | None, *, follow: bool
+) -> AsyncIterator[str]:
+    position = Position(after, limit, page=PAGE)
+    return _follow(service, job_id, read, position) if follow else lines(read, position)
 
 
-async def _lines(read: PageReader, after: str | None, limit: int | None) -> AsyncIterator[str]:
-    position = _Position(after, limit)
-    async for text in _pages(read, position):
-        yield text
-
-
-async def _pages(read: PageReader, position: _Position) -> AsyncIterator[str]:
-    """Yield what is there behind the position, a page of lines at a time, and move the position."""
-    while most := position.page:
-        page = await run_in_threadpool(read, position.cursor, most)
-        if page:
-            position.cursor = page[-1].cursor
-            position.left = None if position.left is None else position.left - len(page)
-            yield "".join(line.model_dump_json() + "\n" for line in page)
-        if len(page) < most:
-            return
-
-
-async def _follow(service: Service, job_id: str, read: PageReader, after: str | None, limit: int | None) -> AsyncIterator[str]:
-    position = _Position(after, limit)
+async def _follow(service: Service, job_id: str, read: PageReader, position: Position) -> AsyncIterator[str]:
     get_state = partial(readback.get_job_state, service.database, service.tenant_key, job_id)
     last_sent = time.monotonic()
     while True:
         # The state is read first: what a job that has ended still holds is read after its last result was written.
         state = await run_in_threadpool(get_state)
-        async for text in _pages(read, position):
+        async for text in lines(read, position):
             yield text
             last_sent = time.monotonic()
         if state.is_final or position.page == 0:

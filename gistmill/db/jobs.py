@@ -87,11 +87,6 @@ def find_job_by_idempotency_key(connection: Connection, tenant_key: int, key: st
     return None if row is None else (row.id, row.request_digest)
 
 
-def insert_job(connection: Connection, new: NewJob, ranges: Iterable[tuple[int, int, int]]) -> str:
-    """Write the job as `insert_job_row` does; return its id."""
-    return insert_job_row(connection, new, ranges).id
-
-
 def insert_job_row(connection: Connection, new: NewJob, ranges: Iterable[tuple[int, int, int]]) -> InsertedJob:
     """Write the job with all its chunks, each a (first rank, last rank, dialogues).
 
