@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, Row, Select, insert, select
 
 from gistmill.db.jobs import JobRows
 from gistmill.db.lineage import find_origin
-from gistmill.db.tables import evaluation_systems, evaluations, jobs, models, recipes
+from gistmill.db.tables import datasets, evaluation_systems, evaluations, jobs, models, recipes
+from gistmill.errors import UnknownComparison
 from gistmill.specs import digest_of
 from gistmill.states import JobKind, JobState
 
@@ -60,6 +61,36 @@ def add(
             }
             for system in systems
         ],
+    )
+
+
+def get_row(connection: Connection, tenant_key: int, job_id: str) -> Row[Any]:
+    """Return the evaluate job with its evaluation and dataset.
+
+    Raises:
+        UnknownComparison: this tenant has no evaluate job of this id.
+    """
+    row: Row[Any] | None = connection.execute(select_rows(tenant_key).where(jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise UnknownComparison(f"There is no evaluation '{job_id[:60]}'. List them with: gistmill compare list")
+    return row
+
+
+def select_rows(tenant_key: int) -> Select[Any]:
+    """Return the query of a tenant's evaluate jobs with their evaluations and datasets."""
+    joined = jobs.join(evaluations, evaluations.c.job_key == jobs.c.key).join(datasets, datasets.c.key == jobs.c.dataset_key)
+    names = ("cases", "ended", "counts", "signature", "notes", "predictions_key")
+    return (
+        select(
+            jobs,
+            jobs.c.key.label("job_key"),
+            *(evaluations.c[name] for name in names),
+            datasets.c.id.label("dataset_id"),
+            datasets.c.name.label("dataset_name"),
+            datasets.c.digest.label("dataset_digest"),
+        )
+        .select_from(joined)
+        .where(jobs.c.tenant_key == tenant_key, jobs.c.kind == JobKind.EVALUATE)
     )
 
 

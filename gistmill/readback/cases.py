@@ -17,7 +17,7 @@ from gistmill.db.evaluations import Evaluation
 from gistmill.db.session import Database
 from gistmill.db.tables import dataset_rows, dialogues, evaluation_cases, score_means, scores
 from gistmill.errors import InvalidInput
-from gistmill.readback.comparisons import ROUGE, get_row
+from gistmill.readback.comparisons import ROUGE
 from gistmill.views import CaseView
 
 CaseOrder = Literal["input", "worst", "best"]
@@ -87,7 +87,7 @@ def read_cases(
     if query.order != "input":
         return read_ranked(database, tenant_key, job_id, query, rank_cases(database, tenant_key, job_id, query, after, limit))
     with database.read() as connection:
-        job = get_row(connection, tenant_key, job_id)
+        job = evaluations.get_row(connection, tenant_key, job_id)
         evaluation = evaluations.load(connection, job.job_key)
         choice = _choose(connection, evaluation, query)
         found = _in_input_order(connection, job.job_key, position_of(after), limit)
@@ -106,7 +106,7 @@ def rank_cases(
     """
     position = position_of(after)
     with database.read() as connection:
-        job = get_row(connection, tenant_key, job_id)
+        job = evaluations.get_row(connection, tenant_key, job_id)
         choice = _choose(connection, evaluations.load(connection, job.job_key), query)
         if choice is None:
             return Ranking(position, array("q"))
@@ -118,7 +118,7 @@ def rank_cases(
 def read_ranked(database: Database, tenant_key: int, job_id: str, query: CaseQuery, ranking: Ranking) -> list[CaseView]:
     """Return the cases of a ranking, or of a part of one, in its order."""
     with database.read() as connection:
-        job = get_row(connection, tenant_key, job_id)
+        job = evaluations.get_row(connection, tenant_key, job_id)
         evaluation = evaluations.load(connection, job.job_key)
         found = [_Found(key, "scored") for key in ranking.keys]
         views = _views(connection, job, evaluation, found, _choose(connection, evaluation, query))

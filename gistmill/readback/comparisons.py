@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, func, select
 
 from gistmill.db import evaluations
 from gistmill.db.clock import as_datetime
 from gistmill.db.evaluations import System
 from gistmill.db.session import Database
-from gistmill.db.tables import comparisons, datasets, jobs, models, score_means, training_metrics
-from gistmill.db.tables import evaluations as evaluation_rows
-from gistmill.errors import UnknownComparison
-from gistmill.states import JobKind
+from gistmill.db.tables import comparisons, jobs, models, score_means, training_metrics
 from gistmill.views import ComparisonView, CostView, MeanView, Page, PairView, SystemView
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -27,24 +24,12 @@ def get_comparison(database: Database, tenant_key: int, job_id: str) -> Comparis
         UnknownComparison: this tenant has no evaluate job of this id.
     """
     with database.read() as connection:
-        return _view(connection, get_row(connection, tenant_key, job_id))
-
-
-def get_row(connection: Connection, tenant_key: int, job_id: str) -> Row[Any]:
-    """Return the evaluate job with its evaluation and dataset.
-
-    Raises:
-        UnknownComparison: this tenant has no evaluate job of this id.
-    """
-    row = connection.execute(_select(tenant_key).where(jobs.c.id == job_id)).one_or_none()
-    if row is None:
-        raise UnknownComparison(f"There is no evaluation '{job_id[:60]}'. List them with: gistmill compare list")
-    return row
+        return _view(connection, evaluations.get_row(connection, tenant_key, job_id))
 
 
 def list_comparisons(database: Database, tenant_key: int, *, limit: int = 50, after: str | None = None) -> Page[ComparisonView]:
     """Return a page of evaluations, newest first, that begins behind `after`."""
-    query = _select(tenant_key).order_by(jobs.c.id.desc()).limit(limit + 1)
+    query = evaluations.select_rows(tenant_key).order_by(jobs.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(jobs.c.id < after)
     with database.read() as connection:
@@ -52,24 +37,6 @@ def list_comparisons(database: Database, tenant_key: int, *, limit: int = 50, af
         shown = [_view(connection, row) for row in rows[:limit]]
     has_more = len(rows) > limit
     return Page(data=shown, has_more=has_more, next=shown[-1].id if has_more else None)
-
-
-def _select(tenant_key: int) -> Select[Any]:
-    joined = jobs.join(evaluation_rows, evaluation_rows.c.job_key == jobs.c.key).join(
-        datasets, datasets.c.key == jobs.c.dataset_key
-    )
-    names = ("cases", "ended", "counts", "signature", "notes", "predictions_key")
-    return (
-        select(
-            jobs,
-            jobs.c.key.label("job_key"),
-            *(evaluation_rows.c[name] for name in names),
-            datasets.c.name.label("dataset_name"),
-            datasets.c.digest.label("dataset_digest"),
-        )
-        .select_from(joined)
-        .where(jobs.c.tenant_key == tenant_key, jobs.c.kind == JobKind.EVALUATE)
-    )
 
 
 def _view(connection: Connection, row: Row[Any]) -> ComparisonView:

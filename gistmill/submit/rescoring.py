@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row
 
 from gistmill.db import evaluations
 from gistmill.db.session import Database
-from gistmill.db.tables import datasets, jobs
-from gistmill.db.tables import evaluations as evaluation_rows
-from gistmill.errors import DataMismatch, InvalidSpec, UnknownComparison
+from gistmill.errors import DataMismatch, InvalidSpec
 from gistmill.specs import parse_evaluate_spec
 from gistmill.specs.evaluate import OF_A_JOB
 from gistmill.submit.jobs import submit_job
@@ -43,7 +41,7 @@ def submit_rescore(
     if wrong:
         raise InvalidSpec(f"'{wrong[0]}' cannot be changed when scoring anew. There are: {', '.join(sorted(CHANGEABLE))}.")
     with database.read() as connection:
-        found = [_get(connection, tenant_key, job_id) for job_id in job_ids]
+        found = [evaluations.get_row(connection, tenant_key, job_id) for job_id in job_ids]
         _require_same_data(found)
         body = _body(connection, found)
     return submit_job(
@@ -56,26 +54,14 @@ def submit_rescore(
     )
 
 
-def _get(connection: Connection, tenant_key: int, job_id: str) -> Row[Any]:
-    joined = jobs.join(evaluation_rows, evaluation_rows.c.job_key == jobs.c.key).join(
-        datasets, datasets.c.key == jobs.c.dataset_key
-    )
-    names = (datasets.c.id.label("dataset_id"), datasets.c.digest, datasets.c.name.label("dataset_name"))
-    query = select(jobs, evaluation_rows.c.predictions_key, *names).select_from(joined)
-    row: Row[Any] | None = connection.execute(query.where(jobs.c.tenant_key == tenant_key, jobs.c.id == job_id)).one_or_none()
-    if row is None:
-        raise UnknownComparison(f"There is no evaluation '{job_id[:60]}'. List them with: gistmill compare list")
-    return row
-
-
 def _require_same_data(found: Sequence[Row[Any]]) -> None:
     first = found[0]
     for other in found[1:]:
-        if other.digest != first.digest:
+        if other.dataset_digest != first.dataset_digest:
             raise DataMismatch(
-                f"{first.id} is about '{first.dataset_name}' (digest {first.digest[:12]}…) and {other.id} about"
-                f" '{other.dataset_name}' (digest {other.digest[:12]}…): dialogues or references differ, so their scores cannot"
-                " be paired. Evaluate both on the same data."
+                f"{first.id} is about '{first.dataset_name}' (digest {first.dataset_digest[:12]}…) and {other.id} about"
+                f" '{other.dataset_name}' (digest {other.dataset_digest[:12]}…): dialogues or references differ, so their"
+                " scores cannot be paired. Evaluate both on the same data."
             )
         if other.spec.get("select") != first.spec.get("select"):
             raise DataMismatch(

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,3 +122,16 @@ class Home:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+
+@contextmanager
+def running_stack(directory: Path) -> Iterator[Home]:
+    """Give a home in which a stack with the fake engine runs; at the end it stops, and nothing of it is left."""
+    home = Home(directory)
+    up = home.start("up")
+    state = home.path / "stack.json"
+    wait_until(lambda: state.exists() and "ready" in state.read_text(), timeout_s=60, what="the stack")
+    yield home
+    up.send_signal(signal.SIGTERM)
+    up.communicate(timeout=60)
+    home.wait_until_empty()

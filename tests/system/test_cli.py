@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.cli import Done, Home
+from tests.support.cli import Done, Home, running_stack
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -19,14 +18,8 @@ pytestmark = pytest.mark.timeout(240)
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A running stack with the fake engine."""
-    home = Home(tmp_path_factory.mktemp("cli") / "home")
-    up = home.start("up")
-    state = home.path / "stack.json"
-    wait_until(lambda: state.exists() and "ready" in state.read_text(), timeout_s=60, what="the stack")
-    yield home
-    up.send_signal(signal.SIGTERM)
-    up.communicate(timeout=60)
-    home.wait_until_empty()
+    with running_stack(tmp_path_factory.mktemp("cli") / "home") as home:
+        yield home
 
 
 def write(path: Path, *rows: Any) -> Path:

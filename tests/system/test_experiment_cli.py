@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Home
-from tests.support.servers import wait_until
+from tests.support.cli import Home, running_stack
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -22,14 +20,8 @@ SMALL = ("--sample", "3", "--sweep", "name=greedy,max_new_tokens=128", "--full",
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A running stack with the fake engine."""
-    home = Home(tmp_path_factory.mktemp("experiment") / "home")
-    up = home.start("up")
-    state = home.path / "stack.json"
-    wait_until(lambda: state.exists() and "ready" in state.read_text(), timeout_s=60, what="the stack")
-    yield home
-    up.send_signal(signal.SIGTERM)
-    up.communicate(timeout=60)
-    home.wait_until_empty()
+    with running_stack(tmp_path_factory.mktemp("experiment") / "home") as home:
+        yield home
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ from workers.engine.base import Completion, Prompt
 from workers.engine.batching import pack
 from workers.engine.checkpoint import LoadedModel
 from workers.engine.transformers import TransformersEngine, is_out_of_memory
+from workers.evaluation.rouge import MEASURES, score_pairs
+from workers.evaluation.rules import combine
 from workers.training.data import Collator, Example, Row, micro_batches, pad_token
 from workers.training.memory import free_memory
 
 log = structlog.get_logger(__name__)
 
-MEASURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LOSS_BUDGET_TOKENS = 16_384
 
 
@@ -101,16 +102,13 @@ def mean_rouge(
     texts: Sequence[str], references: Sequence[Sequence[str]], should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     """Return the mean F-measures, with stemming, of each text against the reference that suits it best."""
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
-
-    scorer = RougeScorer(list(MEASURES), use_stemmer=True)
     sums = dict.fromkeys(MEASURES, 0.0)
     for text, allowed in zip(texts, references, strict=True):
         if should_stop():
             return None
-        scores = [scorer.score(reference, text) for reference in allowed]
+        (best,) = combine(score_pairs([text] * len(allowed), allowed, stemming=True), "max")
         for name in MEASURES:
-            sums[name] += max(score[name].fmeasure for score in scores)
+            sums[name] += best[name].fmeasure
     return {name: value / len(texts) for name, value in sums.items()}
 
 
