@@ -217,18 +217,22 @@ def _insert(database: Database, name: str, work: Callable[[Connection], Row[Any]
 
 
 def _register(connection: Connection, values: dict[str, Any]) -> Row[Any]:
+    # Before the look for equal files, as in prompts.py: files that are committed in between take this version.
+    last = _last_version(connection, values)
     is_same = [models.c[field] == values[field] for field in ("tenant_key", "name", "digest", "kind")]
     query = select(models).where(*is_same, models.c.base_digest.is_not_distinct_from(values["base_digest"]))
     present = connection.execute(query.where(models.c.removed_at.is_(None)).limit(1)).first()
     if present is not None:
         return present
-    return _add_version(connection, values)
+    return _add_version(connection, values, last=last)
 
 
 def _register_for_job(connection: Connection, lease: Lease, values: dict[str, Any]) -> Row[Any]:
     job_key = _check_lease(connection, values["tenant_key"], lease)
     present = connection.execute(select(models).where(models.c.job_key == job_key)).one_or_none()
-    return present if present is not None else _add_version(connection, values | {"job_key": job_key})
+    if present is not None:
+        return present
+    return _add_version(connection, values | {"job_key": job_key}, last=_last_version(connection, values))
 
 
 def _check_lease(connection: Connection, tenant_key: int, lease: Lease) -> int:
@@ -242,10 +246,13 @@ def _check_lease(connection: Connection, tenant_key: int, lease: Lease) -> int:
     return int(job_key)
 
 
-def _add_version(connection: Connection, values: dict[str, Any]) -> Row[Any]:
+def _last_version(connection: Connection, values: dict[str, Any]) -> int:
     named = (models.c.tenant_key == values["tenant_key"], models.c.name == values["name"])
+    return connection.scalar(select(func.max(models.c.version)).where(*named)) or 0
+
+
+def _add_version(connection: Connection, values: dict[str, Any], *, last: int) -> Row[Any]:
     _check_name_fits(connection, values)
-    last = connection.scalar(select(func.max(models.c.version)).where(*named)) or 0
     added = insert(models).values(**values, version=last + 1, created_at=db_now())
     return connection.execute(added.returning(models)).one()
 

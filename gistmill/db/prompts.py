@@ -147,12 +147,14 @@ def view_of_built_in(prompt: PromptTemplate) -> PromptView:
 
 
 def _add(connection: Connection, tenant_key: int, new: NewPrompt) -> tuple[PromptView, bool]:
+    # The last version is read before an equal text is looked for. Whoever commits one in between takes the version that this
+    # request would take, and lets it try again; the other way round, both would be written.
+    last = connection.scalar(select(func.max(rows.c.version)).where(rows.c.tenant_key == tenant_key, rows.c.name == new.name))
     named = select_prompts(tenant_key).where(rows.c.name == new.name)
     for row in connection.execute(named.where(rows.c.digest == new.digest).order_by(rows.c.version)):
         # The same text written by hand shows no rows that scoring must leave out.
         if _shown_in(row.examples) == _shown_in(new.examples):
             return as_view(row), False
-    last = connection.scalar(select(func.max(rows.c.version)).where(rows.c.tenant_key == tenant_key, rows.c.name == new.name))
     version = (last or 0) + 1
     values = {"name": new.name, "version": version, "digest": new.digest, "head": new.head, "tail": new.tail}
     connection.execute(

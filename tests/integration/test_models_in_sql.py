@@ -10,6 +10,7 @@ from gistmill.db.models import find_digest, get_model, list_models, register, re
 from gistmill.db.session import Database
 from gistmill.errors import UnknownModel
 from gistmill.views import ModelView
+from tests.support.meanwhile import meanwhile
 
 MANIFEST = {"architecture": "T5ForConditionalGeneration", "parameters": 5, "dtype": "float32"}
 
@@ -38,6 +39,12 @@ def test_versions_registered_at_once_are_all_different(database: Database) -> No
     with ThreadPoolExecutor(8) as pool:
         versions = list(pool.map(lambda digest: add(database, "tuned", digest).version, "abcdefgh"))
     assert sorted(versions) == list(range(1, 9))
+
+
+def test_same_files_that_are_registered_meanwhile_keep_their_version(database: Database) -> None:
+    with meanwhile(database, lambda: add(database, "tuned", "a")):
+        assert add(database, "tuned", "a").version == 1
+    assert [model.version for model in list_models(database, 1).data] == [1]
 
 
 def test_hub_id_means_the_import_from_there_else_the_name_of_its_last_part(database: Database) -> None:

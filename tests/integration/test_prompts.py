@@ -25,6 +25,7 @@ from gistmill.views import PromptView
 from tests.support.bench import Bench
 from tests.support.finetune import add_model, load_pairs, submit_finetune
 from tests.support.jobs import first_tenant, make_worker, take
+from tests.support.meanwhile import meanwhile
 from tests.support.rows import add
 from workers.engine.fake import FakeEngine
 from workers.handlers.training_data import write_data
@@ -98,6 +99,13 @@ def test_equal_text_keeps_its_version_and_another_one_is_the_next(database: Data
     with pytest.raises(UnknownPrompt, match="Did you mean 'brief'"):
         get(database, "breif")
     assert check(database) == []
+
+
+def test_equal_text_that_is_committed_meanwhile_keeps_its_version(database: Database) -> None:
+    first_tenant(database)
+    with meanwhile(database, lambda: add_template(database, "brief", "Short: {dialogue}", tenant=1)):
+        view, is_new = add_template(database, "brief", "Short: {dialogue}", tenant=1)
+    assert (view.version, is_new) == (1, False)
 
 
 def test_two_that_add_at_once_get_versions_of_their_own(database: Database) -> None:
