@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-finetune demo-experiment test check faults hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune demo-experiment test check faults engines hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -42,6 +42,10 @@ check: $(STAMP) ## Lint, types and import contracts
 
 faults: $(STAMP) ## Run the whole fault list: real processes, servers and links, hurt one by one
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+# Exit status 5 says that no test was found.
+engines: $(STAMP) ## Run the long tests of the engines: real models, whole data sets, hard limits
+	$(BIN)/python -m pytest tests/engines $(PYTEST_ARGS) || test $$? -eq 5
 
 hosts: $(STAMP) ## Cut hosts that share nothing off from each other (needs root)
 	$(BIN)/python -m pytest tests/hosts -rs
