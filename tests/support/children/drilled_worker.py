@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import make_url
 
 from gistmill import faults
 from gistmill.errors import StoreUnavailable
@@ -70,7 +72,7 @@ def strike(blow: dict[str, Any]) -> None:
     elif action == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif action == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        stop_between_writes()
     elif action == "hang":
         time.sleep(blow["seconds"])
     elif action == "lose_reply":
@@ -79,6 +81,28 @@ def strike(blow: dict[str, Any]) -> None:
         raise RuntimeError("The thread ends here (drill).")
     else:
         raise ValueError(f"no such blow: {action}")
+
+
+# It holds SQLite's one write lock while it stops its parent, so the parent cannot.
+STOPPER = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=10, isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+"""
+
+
+def stop_between_writes() -> None:
+    """Stop this process at an instant at which no thread of it writes to SQLite.
+
+    The heart writes from a thread of its own: stopped in the middle of that, this process would keep every other from writing
+    until it goes on, and no test could see what a zombie does.
+    """
+    url = make_url(os.environ["GISTMILL_DATABASE__URL"])
+    if url.get_backend_name() == "sqlite":
+        subprocess.run([sys.executable, "-c", STOPPER, str(url.database), str(os.getpid())], check=True)
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def skew(seconds: float) -> None:
