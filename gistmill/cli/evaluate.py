@@ -78,7 +78,9 @@ def evaluate(
     num_beams: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Beams; 1 is greedy.")] = None,
     max_input_tokens: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Most tokens of a prompt.")] = None,
     on_overflow: Annotated[str | None, typer.Option(rich_help_panel=GENERATION, help="fail (default) or truncate.")] = None,
-    precision: Annotated[str | None, typer.Option(rich_help_panel=GENERATION, help="native, float32 or bfloat16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(rich_help_panel=GENERATION, help="native, float32, bfloat16 or int8.")
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs first; -100 to 100.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, to select jobs by later. Repeatable.")] = None,
     output: Output = None,

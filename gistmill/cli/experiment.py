@@ -66,7 +66,7 @@ def notebook(
     ] = None,
     max_input_tokens: Annotated[int | None, typer.Option(rich_help_panel=SETTINGS, help="Most tokens of a prompt.")] = None,
     on_overflow: Annotated[str | None, typer.Option(rich_help_panel=SETTINGS, help="fail (default) or truncate.")] = None,
-    precision: Annotated[str | None, typer.Option(rich_help_panel=SETTINGS, help="native, float32 or bfloat16.")] = None,
+    precision: Annotated[str | None, typer.Option(rich_help_panel=SETTINGS, help="native, float32, bfloat16 or int8.")] = None,
     metrics: Annotated[str | None, typer.Option(rich_help_panel=SETTINGS, help="Metrics by name. Default: rouge.")] = None,
     references: Annotated[str | None, typer.Option(rich_help_panel=SETTINGS, help="max (default), mean or each.")] = None,
     resamples: Annotated[int | None, typer.Option(rich_help_panel=SETTINGS, help="Of bootstrap and test.")] = None,

@@ -34,7 +34,7 @@ def summarize(
     seed: Annotated[int | None, typer.Option(rich_help_panel=GENERATION, help="Seed of sampling.")] = None,
     max_input_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt. Default: 2048.")] = None,
     on_overflow: Annotated[str | None, typer.Option(help="Longer prompts: fail (default) or truncate.")] = None,
-    precision: Annotated[str | None, typer.Option(help="native (default), float32 or bfloat16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="native (default), float32, bfloat16 or int8.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs first; -100 to 100.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, to select jobs by later. Repeatable.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the summaries here, as JSON Lines.")] = None,

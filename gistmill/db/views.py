@@ -70,7 +70,7 @@ _JOBS = SqlView(
         ("generation", "JSON", "j.spec -> 'generation'", "The generation parameters as asked for."),
         ("max_input_tokens", "integer", "CAST(j.spec ->> 'max_input_tokens' AS BIGINT)", "Most tokens of a prompt."),
         ("on_overflow", "text", "j.spec ->> 'on_overflow'", "What happens to a longer prompt: fail or truncate."),
-        ("precision", "text", "j.spec ->> 'precision'", "native, float32 or bfloat16."),
+        ("precision", "text", "j.spec ->> 'precision'", "native, float32, bfloat16 or int8."),
         ("labels", "JSON", "j.labels", "The labels given at submit."),
         ("items", "integer", "j.items", "Rows of the job."),
         ("distinct_dialogues", "integer", "j.distinct_dialogues", "Distinct dialogues among them."),

@@ -7,7 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gistmill.specs.generation import LARGEST_PRIORITY, GenerationParameters, Overflow, Precision
+from gistmill.specs.generation import (
+    LARGEST_PRIORITY,
+    PRECISION_HELP,
+    GenerationParameters,
+    Overflow,
+    Precision,
+    check_precision,
+)
 
 ReferenceRule = Literal["max", "mean", "each"]
 OF_A_JOB = "job:"
@@ -74,7 +81,7 @@ class EvaluateSpec(BaseModel):
     generation: GenerationParameters = GenerationParameters()
     max_input_tokens: int = Field(2048, ge=1, le=1_000_000, description="Most tokens of a prompt, special tokens included.")
     on_overflow: Overflow = Field("fail", description="What happens to a longer prompt.")
-    precision: Precision = Field("native", description="bfloat16 on GPUs and float32 on CPUs, or one of them everywhere.")
+    precision: Precision = Field("native", description=PRECISION_HELP)
     metrics: tuple[str, ...] = Field(("rouge",), min_length=1, max_length=16)
     stemming: bool = Field(True, description="ROUGE compares word stems (Porter), as the notebook does.")
     references: ReferenceRule = Field("max", description="Several references of a case: the best, the mean, or each alone.")
@@ -113,6 +120,7 @@ class EvaluateSpec(BaseModel):
             raise ValueError(f"'{twice}' is there twice; give each its own name: NAME=MODEL")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"the baseline '{self.baseline}' is not among {', '.join(names)}")
+        check_precision(self.precision, (system.generation or self.generation for system in self.models))
         return self
 
     @property

@@ -9,7 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gistmill.settings import DEFAULT_MODEL
 from gistmill.specs.evaluate import METRIC_NAME, SYSTEM_NAME, ReferenceRule
 from gistmill.specs.finetune import FinetuneSpec, Method
-from gistmill.specs.generation import LARGEST_PRIORITY, GenerationParameters, Overflow, Precision
+from gistmill.specs.generation import (
+    LARGEST_PRIORITY,
+    PRECISION_HELP,
+    GenerationParameters,
+    Overflow,
+    Precision,
+    check_precision,
+)
 
 # What the steps are called that a reader looks for by name.
 TUNINGS: dict[Method, str] = {"full": "full tuning", "lora": "LoRA tuning"}
@@ -54,7 +61,7 @@ class ExperimentSpec(BaseModel):
     lora: dict[str, Any] = Field(default_factory=dict, max_length=32, description="LoRA: fields of a finetune job.")
     max_input_tokens: int = Field(2048, ge=1, le=1_000_000, description="Most tokens of a prompt, special tokens included.")
     on_overflow: Overflow = Field("fail", description="What happens to a longer prompt.")
-    precision: Precision = Field("native", description="bfloat16 on GPUs and float32 on CPUs, or one of them everywhere.")
+    precision: Precision = Field("native", description=PRECISION_HELP)
     metrics: tuple[str, ...] = Field(("rouge",), min_length=1, max_length=16)
     references: ReferenceRule = Field("max", description="Several references of a case: the best, the mean, or each alone.")
     resamples: int = Field(5_000, ge=100, le=1_000_000, description="Of the bootstrap and of the randomization test.")
@@ -96,6 +103,12 @@ class ExperimentSpec(BaseModel):
     def _check_that_fields_fit_together(self) -> ExperimentSpec:
         if self.test_select is not None and self.test is None:
             raise ValueError("test_select chooses rows of a test dataset, and none is named")
+        try:
+            check_precision(self.precision, (self.generation, *self.swept.values()))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; of those that are compared, beams and sampling are there unless sweep says others"
+            ) from error
         return self
 
     def training(self, method: Method) -> dict[str, Any]:

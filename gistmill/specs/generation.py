@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -53,5 +54,20 @@ class GenerationParameters(BaseModel):
         return fields
 
 
-Precision = Literal["native", "float32", "bfloat16"]
+Precision = Literal["native", "float32", "bfloat16", "int8"]
 Overflow = Literal["fail", "truncate"]
+PRECISION_HELP = (
+    "bfloat16 on GPUs and float32 on CPUs, or one of them everywhere; int8: smaller and faster, greedy T5 on CPUs only."
+)
+# The architectures whose greedy decoding in int8 an engine offers.
+INT8_MODEL_TYPES = frozenset({"t5", "mt5"})
+
+
+def check_precision(precision: Precision, wanted: Iterable[GenerationParameters]) -> None:
+    """Check that an engine writes in these ways in this precision.
+
+    Raises:
+        ValueError: none does; it says what to change.
+    """
+    if precision == "int8" and not all(parameters.is_greedy for parameters in wanted):
+        raise ValueError("int8 is offered for greedy decoding only; leave beams and sampling out, or use precision native")

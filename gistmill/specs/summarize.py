@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gistmill.settings import DEFAULT_MODEL
-from gistmill.specs.generation import LARGEST_PRIORITY, GenerationParameters, Overflow, Precision
+from gistmill.specs.generation import (
+    LARGEST_PRIORITY,
+    PRECISION_HELP,
+    GenerationParameters,
+    Overflow,
+    Precision,
+    check_precision,
+)
 
 
 class SummarizeSpec(BaseModel):
@@ -23,7 +30,7 @@ class SummarizeSpec(BaseModel):
     generation: GenerationParameters = GenerationParameters()
     max_input_tokens: int = Field(2048, ge=1, le=1_000_000, description="Most tokens of a prompt, special tokens included.")
     on_overflow: Overflow = Field("fail", description="What happens to a longer prompt.")
-    precision: Precision = Field("native", description="bfloat16 on GPUs and float32 on CPUs, or one of them everywhere.")
+    precision: Precision = Field("native", description=PRECISION_HELP)
     priority: int = Field(0, ge=-LARGEST_PRIORITY, le=LARGEST_PRIORITY, description="Higher runs first.")
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
 
@@ -33,6 +40,11 @@ class SummarizeSpec(BaseModel):
         if value in ("fp16", "float16", "half"):
             raise ValueError("fp16 is not offered: T5 models overflow to NaN in it; use native, bfloat16 or float32")
         return value
+
+    @model_validator(mode="after")
+    def _check_that_an_engine_fits(self) -> SummarizeSpec:
+        check_precision(self.precision, (self.generation,))
+        return self
 
 
 def recipe(spec: SummarizeSpec, *, model_digest: str, prompt_digest: str) -> dict[str, Any]:

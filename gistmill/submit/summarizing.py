@@ -19,6 +19,7 @@ from gistmill.errors import InvalidSpec, UnknownJob
 from gistmill.plan import Range
 from gistmill.specs import SummarizeSpec, recipe
 from gistmill.specs.evaluate import OF_A_JOB
+from gistmill.specs.generation import INT8_MODEL_TYPES
 from gistmill.states import JobKind, JobState
 from gistmill.submit.drafts import Draft, ResolvedModel, get_ready, select_rows
 
@@ -49,7 +50,7 @@ def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = Non
 
     Raises:
         UnknownDataset, UnknownModel, UnknownPrompt, UnknownJob, InvalidSelection, DatasetLoading: nothing can be planned.
-        InvalidSpec: `job:ID` names a job that makes no model, or that has failed.
+        InvalidSpec: `job:ID` names a job that makes no model, or that has failed; or no engine runs the model in int8.
     """
     with planning.database.read() as connection:
         prompt = prompt_rows.get(connection, planning.tenant_key, spec.prompt)
@@ -66,6 +67,7 @@ def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = Non
         waiting = _draft_waiting(planning, spec, dataset, taken)
         return replace(waiting, needs=(maker.key,), model_job_key=maker.key)
     model = planning.resolve_model(made or spec.model)
+    _check_int8(planning.database, spec, model)
     ranges = plan_ranges(planning, dataset, taken, model.digest)
     return Draft(
         spec=spec.model_copy(update={"model": made or spec.model}),
@@ -125,6 +127,20 @@ def cut_rows(connection: Connection, dataset: Row[Any], rows: JobRows, size: int
     else:
         ranges = plan.cut(plan.selected_ranks(connection, dataset.key, rows), size)
     return tuple(ranges)
+
+
+def _check_int8(database: Database, spec: SummarizeSpec, model: ResolvedModel) -> None:
+    if spec.precision != "int8":
+        return
+    with database.read() as connection:
+        manifest = connection.scalar(select(models.c.manifest).where(models.c.key == model.key)) or {}
+    # What a row does not tell is left to the worker.
+    kind = manifest.get("model_type")
+    if kind and kind not in INT8_MODEL_TYPES:
+        raise InvalidSpec(
+            f"The job cannot run as written: /precision: int8 is offered for T5 models only, and {spec.model} is a"
+            f" {kind} model. Use native, float32 or bfloat16."
+        )
 
 
 def _draft_waiting(planning: Planning, spec: SummarizeSpec, dataset: Row[Any], rows: JobRows) -> Draft:

@@ -104,6 +104,7 @@ def test_job_is_accepted_while_redis_is_away(sqlite_api: TestClient) -> None:
         ({"generation": {"num_beams": 10**9}}, 422, "invalid_spec"),
         ({"generation": {"temperature": 0.5}}, 422, "invalid_spec"),
         ({"precision": "fp16"}, 422, "invalid_spec"),
+        ({"precision": "int8", "generation": {"do_sample": True}}, 422, "invalid_spec"),
         ({"nosuch": 1}, 422, "invalid_spec"),
     ],
 )

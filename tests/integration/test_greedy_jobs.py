@@ -23,23 +23,33 @@ __all__ = ["store"]
 
 
 @pytest.mark.parametrize(
-    ("reference", "generation", "engine"),
+    ("reference", "generation", "precision", "engine", "dtype"),
     [
-        ("small", {}, "ctranslate2"),
-        ("small", {"num_beams": 2}, "transformers"),
-        ("small", {"do_sample": True, "seed": 1}, "transformers"),
-        ("small+first", {}, "transformers"),
+        ("small", {}, "native", "ctranslate2", "float32"),
+        ("small", {"num_beams": 2}, "native", "transformers", "float32"),
+        ("small", {"do_sample": True, "seed": 1}, "native", "transformers", "float32"),
+        ("small+first", {}, "native", "transformers", "float32"),
+        ("small", {}, "int8", "ctranslate2", "int8"),
     ],
-    ids=["greedy", "beams", "sampled", "adapter"],
+    ids=["greedy", "beams", "sampled", "adapter", "int8"],
 )
 def test_rows_record_the_engine_that_ran(
-    sqlite_only: Database, redis_url: str, tmp_path: Path, store: Store, reference: str, generation: dict[str, int], engine: str
+    sqlite_only: Database,
+    redis_url: str,
+    tmp_path: Path,
+    store: Store,
+    reference: str,
+    generation: dict[str, int],
+    precision: str,
+    engine: str,
+    dtype: str,
 ) -> None:
     tenant = first_tenant(sqlite_only)
     key = make_dataset(sqlite_only, TEXTS)
     with sqlite_only.read() as connection:
         dataset = connection.scalar(select(datasets.c.id).where(datasets.c.key == key))
-    spec = parse_spec({"dataset": dataset, "model": reference, "generation": {"max_new_tokens": 16} | generation})
+    parameters = {"max_new_tokens": 16} | generation
+    spec = parse_spec({"dataset": dataset, "model": reference, "precision": precision, "generation": parameters})
     job_id = submit_job(sqlite_only, tenant, spec)[0]
 
     with running_bench(sqlite_only, redis_url, tmp_path) as bench:
@@ -58,7 +68,7 @@ def test_rows_record_the_engine_that_ran(
 
     with sqlite_only.read() as connection:
         recorded = connection.execute(select(generations.c.engine, generations.c.device, generations.c.dtype)).all()
-    assert [tuple(row) for row in recorded] == [(engine, "cpu", "float32")] * len(TEXTS)
-    if not generation:
+    assert [tuple(row) for row in recorded] == [(engine, "cpu", dtype)] * len(TEXTS)
+    if not generation and dtype == "float32":
         summaries = [item.summary for item in iterate_results(sqlite_only, tenant, job_id, order="input")]
         assert summaries == alone(sqlite_only, store, reference)

@@ -21,6 +21,7 @@ from gistmill.errors import (
     IdempotencyMismatch,
     InvalidInput,
     InvalidSelection,
+    InvalidSpec,
     UnknownDataset,
     UnknownModel,
     UnknownPrompt,
@@ -61,6 +62,23 @@ def resolve(database: Database) -> Callable[[str], Model]:
 
 def spec_of(**values: Any) -> SummarizeSpec:
     return SummarizeSpec.model_validate({"dataset": "test", "model": "tiny"} | values)
+
+
+def test_model_that_no_engine_runs_in_int8_is_refused(database: Database) -> None:
+    make_dataset(database, ["a"])
+    tenant = first_tenant(database)
+    for kind in ("t5", "bart"):
+        values: dict[str, Any] = {
+            "tenant_key": tenant, "name": kind, "version": 1, "digest": MODEL_DIGEST, "manifest": {"model_type": kind},
+            "weight_bytes": 1, "source": "test", "created_at": 0.0,
+        }  # fmt: skip
+        database.transact(lambda connection, values=values: add(connection, models, **values))  # type: ignore[misc]
+
+    submit_job(database, tenant, spec_of(model="t5", precision="int8"))
+    submit_job(database, tenant, spec_of(model="bart"))
+
+    with pytest.raises(InvalidSpec, match=r"/precision: int8 is offered for T5 models only, and bart is a bart model"):
+        submit_job(database, tenant, spec_of(model="bart", precision="int8"))
 
 
 def job_of(database: Database, job_id: str) -> Any:

@@ -151,6 +151,7 @@ BAD_FLAGS = {
     "temperature alone": ("--temperature", "0.5"),
     "sampling beams": ("--do-sample", "--num-beams", "4"),
     "fp16": ("--precision", "fp16"),
+    "int8 beams": ("--precision", "int8", "--num-beams", "4"),
     "overflow": ("--on-overflow", "explode"),
     "selection": ("--select", "[-1:]"),
     "no rows": ("--select", "[99:]"),

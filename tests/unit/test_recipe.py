@@ -21,6 +21,7 @@ def test_whatever_decides_a_text_changes_the_recipe() -> None:
         {},
         {"max_input_tokens": 100},
         {"precision": "bfloat16"},
+        {"precision": "int8"},
         {"generation": {"max_new_tokens": 7}},
         {"generation": {"num_beams": 2}},
         {"generation": SAMPLING},

@@ -50,7 +50,8 @@ Outcome = Completion | Failure
 class Engine(Protocol):
     """A loaded model that completes prompts.
 
-    `device` and `dtype` say how it runs ("cpu", "cuda:0"; "float32", "bfloat16"); `weight_bytes` is what its weights occupy.
+    `device` and `dtype` say how it runs ("cpu", "cuda:0"; "float32", "bfloat16", "int8"); `weight_bytes` is what its weights
+    occupy.
     """
 
     name: str

@@ -4,6 +4,8 @@ Files of a converted model:
     model.bin, config.json, shared_vocabulary.json    CTranslate2's own
     tokens.json                                       what our engine needs to know: the size of the vocabulary, the end tokens
 
+In int8 every matrix is stored in 8 bits with a scale per row, and the rest in float32.
+
 Tokens have their numbers for names: CTranslate2 takes tokens as strings and looks them up, and a tokenizer may have two tokens
 of one name, or more or fewer tokens than the model.
 
@@ -22,15 +24,16 @@ import torch
 from ctranslate2.converters.transformers import T5Loader
 
 from gistmill.errors import UnsupportedModel
+from gistmill.specs.generation import INT8_MODEL_TYPES
 from models_store import config as configs
 from workers.engine.checkpoint import LoadedModel, load_model
 
-ComputeType = Literal["float32"]
+ComputeType = Literal["float32", "bfloat16", "int8_float32"]
 TOKENS_FILE = "tokens.json"
 # The last number is ours: it rises when what we write changes.
 VERSION = f"ctranslate2.{ctranslate2.__version__}.1"
 # What was compared with transformers token by token. CTranslate2 knows more models; add one with its test.
-MODEL_TYPES = frozenset({"t5", "mt5"})
+MODEL_TYPES = INT8_MODEL_TYPES
 ACTIVATIONS = frozenset({"relu", "gated-gelu"})
 
 

@@ -1,7 +1,7 @@
-"""The fast engine for CPUs: greedy decoding of T5 models by CTranslate2, in float32.
+"""The fast engine for CPUs: greedy decoding of T5 models by CTranslate2, in float32 unless a job asks otherwise.
 
-It writes the tokens of the transformers engine, save where the two best scores of a step are all but equal. Rows that have
-ended leave the batch, which transformers goes on computing.
+In float32 it writes the tokens of the transformers engine, save where the two best scores of a step are all but equal. Rows
+that have ended leave the batch, which transformers goes on computing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import ctranslate2
 import torch
 
 from gistmill.errors import ModelUnreadable
-from gistmill.specs import GenerationParameters
+from gistmill.specs import GenerationParameters, Precision
 from models_store import converted
 from models_store.store import Store
 from workers.engine import conversion
 from workers.engine.base import Completion, Failure, Outcome
 from workers.engine.batched import BatchedEngine, BatchFailed, Row
 from workers.engine.checkpoint import load_tokenizer
+from workers.engine.conversion import ComputeType
 from workers.engine.tokenizing import ModelTokenizer
 from workers.engine.transformers import FORWARD_ERRORS, blame, not_finite
 
@@ -34,18 +35,41 @@ from workers.engine.transformers import FORWARD_ERRORS, blame, not_finite
 LEAST_TOKENS, MOST_TOKENS = 512, 4_096
 FLOP_PER_THREAD = 320e9
 MAX_ROWS = 64
+# On CPUs CTranslate2 takes int8 and int8_float32 for the same thing: what is not a matrix stays in float32.
+COMPUTE_TYPES: dict[Precision, ComputeType] = {
+    "native": "float32",
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "int8": "int8_float32",
+}
+DTYPES: dict[ComputeType, str] = {"float32": "float32", "bfloat16": "bfloat16", "int8_float32": "int8"}
+WEIGHT_BYTES: dict[ComputeType, int] = {"float32": 4, "bfloat16": 2, "int8_float32": 1}
 
 
-def load(directory: Path, store: Store, *, threads: int = 0, budget_tokens: int = 0) -> CTranslate2Engine:
+def is_supported(precision: Precision) -> bool:
+    """Say whether this CPU computes in a precision without another one taking its place."""
+    return COMPUTE_TYPES[precision] in ctranslate2.get_supported_compute_types("cpu")
+
+
+def load(
+    directory: Path, store: Store, *, precision: Precision = "native", threads: int = 0, budget_tokens: int = 0
+) -> CTranslate2Engine:
     """Load the model of a store's directory, converted now if no process of this host has done so; 0 leaves the choice to us.
 
     Raises:
         ModelUnreadable, UnsupportedModel: the directory holds no model that can be run.
         ModelUnavailable: the disk does not take the converted model now.
     """
-    form = f"float32-{conversion.VERSION}"
-    files = converted.get(store, directory, form, partial(conversion.convert, compute_type="float32"))
-    return CTranslate2Engine(directory, files, threads=threads or torch.get_num_threads(), budget_tokens=budget_tokens)
+    compute_type = COMPUTE_TYPES[precision]
+    form = f"{compute_type}-{conversion.VERSION}"
+    files = converted.get(store, directory, form, partial(conversion.convert, compute_type=compute_type))
+    return CTranslate2Engine(
+        directory,
+        files,
+        compute_type=compute_type,
+        threads=threads or torch.get_num_threads(),
+        budget_tokens=budget_tokens,
+    )
 
 
 class CTranslate2Engine(BatchedEngine):
@@ -56,17 +80,26 @@ class CTranslate2Engine(BatchedEngine):
 
     name = "ctranslate2"
     device = "cpu"
-    dtype = "float32"
     max_rows = MAX_ROWS
 
-    def __init__(self, directory: Path, files: Path, *, threads: int, budget_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        files: Path,
+        *,
+        compute_type: ComputeType = "float32",
+        threads: int,
+        budget_tokens: int = 0,
+    ) -> None:
         tokens = json.loads((files / conversion.TOKENS_FILE).read_text(encoding="utf-8"))
         self._tokenizer = ModelTokenizer(load_tokenizer(directory), tokens["vocabulary"])
         self._names = [str(token) for token in range(tokens["vocabulary"])]
         self._ends: list[int] = tokens["ends"]
-        self._translator = _load_translator(files, threads)
+        self._translator = _load_translator(files, compute_type, threads)
+        self.dtype = DTYPES[compute_type]
         self.weight_bytes = (files / "model.bin").stat().st_size
-        self.budget_tokens = budget_tokens or _default_budget(threads, parameters=self.weight_bytes // 4)
+        parameters = self.weight_bytes // WEIGHT_BYTES[compute_type]
+        self.budget_tokens = budget_tokens or _default_budget(threads, parameters=parameters)
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -149,8 +182,10 @@ def _default_budget(threads: int, *, parameters: int) -> int:
     return int(min(max(FLOP_PER_THREAD * threads / max(1, parameters), LEAST_TOKENS), MOST_TOKENS))
 
 
-def _load_translator(files: Path, threads: int) -> Any:
+def _load_translator(files: Path, compute_type: ComputeType, threads: int) -> Any:
     try:
-        return ctranslate2.Translator(str(files), device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads)
+        return ctranslate2.Translator(
+            str(files), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
+        )
     except (RuntimeError, ValueError) as error:
         raise ModelUnreadable(f"CTranslate2 cannot read the converted model {files.name}: {str(error)[:300]}") from error

@@ -34,10 +34,12 @@ def load_engine(
 
     Raises:
         InvalidSpec: the precision is not offered.
-        ModelUnreadable, UnsupportedModel: the directory holds no model that can be run.
+        ModelUnreadable, UnsupportedModel: the directory holds no model that can be run, or not in this precision.
     """
     if engine == "fake":
         return FakeEngine(seconds_per_row=fake_seconds_per_row, budget_tokens=batch_tokens or DEFAULT_BUDGET_TOKENS)
+    if precision == "int8":
+        raise UnsupportedModel(_no_int8("the engine transformers does not compute in it, and this worker may use no other"))
     from workers.engine.transformers import load
 
     return load(directory, device=device, precision=precision, threads=threads, budget_tokens=batch_tokens)
@@ -55,39 +57,54 @@ def load_greedy_engine(
 ) -> Engine | None:
     """Load the engine that is faster than `load_engine`'s at greedy decoding of a whole model, or return None.
 
-    None means that the other one runs those jobs as well; the log says why, except where nobody would expect another.
+    None means that the other one runs those jobs as well; the log says why, except where nobody would expect another. In int8
+    there is no other: what hinders this one is an error.
 
     Raises:
         ModelUnreadable, UnsupportedModel: the model cannot be run, or not by the one engine that was asked for.
         ModelUnavailable: there is no room for the model now.
     """
-    if engine not in ("auto", "ctranslate2") or (engine == "auto" and device != "cpu"):
+    if engine not in ("auto", "ctranslate2") or (engine == "auto" and device != "cpu" and precision != "int8"):
         return None
-    obstacle = _find_obstacle(directory, device=device, precision=precision)
+    has_no_other = engine == "ctranslate2" or precision == "int8"
+    obstacle = _find_obstacle(engine, directory, device=device, precision=precision)
     if obstacle is None:
         from workers.engine.ctranslate2 import load
 
         try:
-            return load(directory, store, threads=threads, budget_tokens=batch_tokens)
+            return load(directory, store, precision=precision, threads=threads, budget_tokens=batch_tokens)
         except (ModelError, ModelUnavailable) as error:
-            if engine == "ctranslate2":
+            if has_no_other:
                 raise
             obstacle = error.message
+    if precision == "int8":
+        raise UnsupportedModel(_no_int8(obstacle))
     if engine == "ctranslate2":
         raise UnsupportedModel(f"The engine ctranslate2 cannot run this job: {obstacle}. Use the engine auto or transformers.")
     log.info("transformers_instead_of_ctranslate2", digest=directory.name, reason=obstacle)
     return None
 
 
-def _find_obstacle(directory: Path, *, device: str, precision: Precision) -> str | None:
+def _find_obstacle(engine: EngineName, directory: Path, *, device: str, precision: Precision) -> str | None:
     if device != "cpu":
         return "it runs on CPUs, and this worker has a GPU"
-    if precision not in ("native", "float32"):
-        return f"it computes in float32, and the job asks for {precision}"
+    if precision == "bfloat16" and engine == "auto":
+        # No CPU was at hand on which its texts in bfloat16 could be compared.
+        return "it computes in bfloat16 only when it is asked for by name"
     try:
         import ctranslate2  # noqa: F401
     except ImportError as error:
         return f"the package ctranslate2 cannot be imported ({error})"
     from workers.engine.conversion import find_obstacle
+    from workers.engine.ctranslate2 import is_supported
 
+    if not is_supported(precision):
+        return f"this CPU does not compute in {precision}"
     return find_obstacle(directory)
+
+
+def _no_int8(reason: str) -> str:
+    return (
+        f"This worker cannot run the job in int8: {reason}. int8 is for greedy decoding of T5 models on a CPU by the engine "
+        "ctranslate2. Use --precision native, or workers with GISTMILL_WORKER__ENGINE=auto."
+    )
