@@ -62,8 +62,8 @@ class WorkerSettings(BaseModel):
 
     engine: Literal["auto", "transformers", "ctranslate2", "fake"] = Field(
         "auto",
-        description="Engine that generates text. auto: `ctranslate2` where it can, that is greedy jobs on whole T5 models on a "
-        "CPU, else `transformers`. `ctranslate2`: greedy jobs on whole models that it cannot run fail.",
+        description="Engine that generates text. auto: `ctranslate2` where it can, that is greedy jobs on T5 models on a CPU, "
+        "else `transformers`. `ctranslate2`: greedy jobs that it cannot run fail.",
     )
     lease_s: PositiveFloat = Field(30.0, description="How long a chunk stays with a worker without renewal, seconds.")
     renew_s: PositiveFloat = Field(10.0, description="Time between renewals, seconds.")

@@ -22,6 +22,8 @@ from models_store.store import Store
 
 log = structlog.get_logger(__name__)
 
+LEFT_BEHIND_S = 24 * 3600.0
+
 
 class Listing(BaseModel):
     """The files of a converted model."""
@@ -29,17 +31,18 @@ class Listing(BaseModel):
     files: tuple[FileEntry, ...]
 
 
-def get(store: Store, source: Path, form: str, convert: Callable[[Path, Path], None]) -> Path:
+def get(store: Store, source: Path, form: str, convert: Callable[[Path, Path], None], *, digest: str | None = None) -> Path:
     """Return the directory of a stored model in another form, made by `convert(source, target)` when it is not there.
 
     It is converted once however many processes of this host ask: the others wait for the kernel's lock, which a process that
-    dies gives free. What is broken is made anew, and what was not used for a month is removed.
+    dies gives free. What is broken is made anew, and what was not used for a month is removed. `digest` names what is made when
+    that is more than `source`: a base with an adapter.
 
     Raises:
         ModelUnavailable: the disk does not take it.
         Anything that `convert` raises.
     """
-    name = f"{source.name}-{form}"
+    name = f"{digest or source.name}-{form}"
     target = store.root / "converted" / name
     try:
         if not _is_whole(target):
@@ -56,6 +59,8 @@ def _make(store: Store, source: Path, target: Path, convert: Callable[[Path, Pat
     if target.exists():
         log.warning("converted_model_broken", directory=target.name)
         shutil.rmtree(target)
+    # On a host without an api nobody else sweeps what a conversion left that was killed.
+    store.sweep(older_than_s=LEFT_BEHIND_S)
     store.sweep_converted()
     with store.staging() as staged:
         convert(source, staged)

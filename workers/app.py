@@ -178,7 +178,7 @@ class Worker:
                 fake_seconds_per_row=worker.fake_seconds_per_row,
             )
 
-    def _load_greedy(self, directory: Path, precision: Precision) -> Engine | None:
+    def _load_greedy(self, directory: Path, precision: Precision, adapter: Path | None) -> Engine | None:
         worker = self.settings.worker
         with _full_when_no_room():
             return load_greedy_engine(
@@ -187,6 +187,7 @@ class Worker:
                 self.store,
                 device=self.device.kind,
                 precision=precision,
+                adapter=adapter,
                 threads=worker.threads,
                 batch_tokens=worker.batch_tokens,
             )

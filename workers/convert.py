@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from gistmill.errors import ModelError
 from models_store import adapters, manifest, weights
-from models_store.adapters import Adapter
 from models_store.converting import EXIT_UNSAFE
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     """
     from safetensors.torch import load_file, save_file
 
+    from workers.engine.merging import add_change
+
     found = adapters.read(adapter, base)
     change = load_file(adapter / adapters.WEIGHTS)
     for path in sorted(path for path in base.iterdir() if path.is_file() and path.name != manifest.FILE_NAME):
@@ -81,14 +82,8 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
         tensors = load_file(path)
         for module, name in found.tensors.items():
             if name in tensors:
-                tensors[name] = _merged(tensors[name], found, module, change)
+                tensors[name] = add_change(tensors[name], found, module, change)
         save_file(tensors, target / path.name, metadata={"format": "pt"})
-
-
-def _merged(weight: torch.Tensor, adapter: Adapter, module: str, change: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return W + scaling * B @ A in W's dtype, computed in float32: W (out, in), B (out, r), A (r, in)."""
-    a, b = (change[f"base_model.model.{module}.lora_{side}.weight"].float() for side in "AB")
-    return (weight.float() + adapter.scaling * (b @ a)).to(weight.dtype).contiguous()
 
 
 def _files(source: Path) -> list[Path]:

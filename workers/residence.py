@@ -52,7 +52,8 @@ class TakesAdapters(Protocol):
 class Resident(NamedTuple):
     """What is in memory: a base model in one precision, or an adapter on it.
 
-    `is_greedy_only` tells the engine that is faster at greedy decoding from the one that runs everything.
+    `is_greedy_only` tells the engine that is faster at greedy decoding from the one that runs everything. With an adapter it
+    is a whole model of its own, with the adapter merged.
     """
 
     digest: str
@@ -60,13 +61,19 @@ class Resident(NamedTuple):
     adapter: str | None = None
     is_greedy_only: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """True for what has weights of its own, false for an adapter on another resident."""
+        return self.adapter is None or self.is_greedy_only
+
 
 class Residence:
     """The engines of one worker, each under (model digest, precision, adapter digest), within a limit of bytes.
 
     `find_files` returns the directory of a digest, fetching it when this host lacks it; `load` makes an engine of it that runs
-    everything, `load_greedy` one for greedy decoding of whole models, or None where `load`'s is to run those too. The order of
-    `_engines` is that of use, and a base always stands behind its adapters: they leave before it does.
+    everything, `load_greedy` one for greedy decoding of a model, or of one with an adapter merged, or None where `load`'s is to
+    run those too. The order of `_engines` is that of use, and a base always stands behind the adapters on it: they leave before
+    it does.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class Residence:
         find_files: Callable[[str, Ticker], Path],
         load: Callable[[Path, Precision], Engine],
         *,
-        load_greedy: Callable[[Path, Precision], Engine | None] | None = None,
+        load_greedy: Callable[[Path, Precision, Path | None], Engine | None] | None = None,
         limit_bytes: int,
         device_bytes: int,
         load_stall_s: float,
@@ -101,8 +108,8 @@ class Residence:
             ModelError: the files cannot be read, or the engine runs no adapters.
             ModelUnavailable: the files could not be fetched.
         """
-        if is_greedy and adapter is None:
-            greedy = self._find_greedy(Resident(digest, precision, is_greedy_only=True), ticker)
+        if is_greedy:
+            greedy = self._find_greedy(Resident(digest, precision, adapter, is_greedy_only=True), ticker)
             if greedy is not None:
                 return greedy
         base = self._get_base(Resident(digest, precision), ticker)
@@ -128,9 +135,15 @@ class Residence:
         return engine
 
     def _find_greedy(self, place: Resident, ticker: Ticker) -> Engine | None:
-        if self._load_greedy is None or place in self._without_greedy:
+        load = self._load_greedy
+        if load is None or place in self._without_greedy:
             return None
-        engine = self._find_base(place, ticker, self._load_greedy)
+
+        def load_whole(directory: Path, precision: Precision) -> Engine | None:
+            adapter = None if place.adapter is None else self._get_files(place.adapter, ticker)
+            return load(directory, precision, adapter)
+
+        engine = self._find_base(place, ticker, load_whole)
         if engine is None:
             self._without_greedy.add(place)
         return engine
@@ -145,7 +158,8 @@ class Residence:
         engine = load(directory, place.precision)
         if engine is not None:
             self._engines[place] = engine
-            log.info("model_loaded", digest=place.digest, engine=engine.name, device=engine.device, dtype=engine.dtype)
+            made = {"engine": engine.name, "device": engine.device, "dtype": engine.dtype}
+            log.info("model_loaded", digest=place.digest, adapter=place.adapter, **made)
         return engine
 
     def _get_adapted(self, place: Resident, base: Engine, ticker: Ticker) -> Engine:
@@ -174,7 +188,7 @@ class Residence:
         """Evict what was not used for longest until so much fits, but not the base of what is about to come."""
         if needed_bytes > self._device_bytes:
             raise DeviceTooSmall(needed_bytes=needed_bytes)
-        base = keep._replace(adapter=None)
+        base = keep if keep.is_whole else keep._replace(adapter=None)
         while self._used_bytes() + needed_bytes > self._limit_bytes:
             oldest = next((place for place in self._engines if place != base), None)
             if oldest is None:
@@ -184,14 +198,15 @@ class Residence:
             raise DeviceTooSmall(needed_bytes=self._used_bytes() + needed_bytes)
 
     def _used_bytes(self) -> int:
-        return sum(engine.weight_bytes for place, engine in self._engines.items() if place.adapter is None)
+        return sum(engine.weight_bytes for place, engine in self._engines.items() if place.is_whole)
 
     def _evict(self, place: Resident) -> None:
         engine = self._engines.pop(place)
-        if place.adapter is None:
+        if place.is_whole:
             engine.close()
         else:
             base = self._engines[Resident(place.digest, place.precision)]
+            assert place.adapter is not None
             assert isinstance(base, TakesAdapters)
             base.remove_adapter(place.adapter)
         gc.collect()

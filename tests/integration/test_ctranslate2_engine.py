@@ -244,9 +244,14 @@ def test_model_is_converted_once_and_a_file_cut_short_is_converted_again(flan: P
 
 
 def choose(
-    directory: Path, home: Path, engine: EngineName = "auto", device: str = "cpu", precision: Precision = "native"
+    directory: Path,
+    home: Path,
+    engine: EngineName = "auto",
+    device: str = "cpu",
+    precision: Precision = "native",
+    adapter: Path | None = None,
 ) -> Engine | None:
-    return load_greedy_engine(engine, directory, Store(home), device=device, precision=precision, threads=1)
+    return load_greedy_engine(engine, directory, Store(home), device=device, precision=precision, adapter=adapter, threads=1)
 
 
 def test_whole_t5_on_a_cpu_is_run_by_ctranslate2(flan: Path, tmp_path: Path) -> None:
@@ -328,7 +333,7 @@ class Clock:
         return False
 
 
-def test_greedy_jobs_get_it_and_beams_sampling_and_adapters_get_transformers(flan: Path, tmp_path: Path) -> None:
+def test_greedy_jobs_get_it_and_beams_and_sampling_get_transformers(flan: Path, tmp_path: Path) -> None:
     adapter = make_adapter(flan, tmp_path / "adapter")
     found: list[str] = []
 
@@ -339,7 +344,7 @@ def test_greedy_jobs_get_it_and_beams_sampling_and_adapters_get_transformers(fla
     residence = Residence(
         find,
         lambda directory, precision: load_engine("auto", directory, device="cpu", precision=precision),
-        load_greedy=lambda directory, precision: choose(directory, tmp_path, precision=precision),
+        load_greedy=lambda directory, precision, adapter: choose(directory, tmp_path, precision=precision, adapter=adapter),
         limit_bytes=2**30,
         device_bytes=2**30,
         load_stall_s=60,
@@ -350,9 +355,9 @@ def test_greedy_jobs_get_it_and_beams_sampling_and_adapters_get_transformers(fla
         return engine.name
 
     for _ in range(2):
-        assert name(GREEDY) == "ctranslate2"
-        assert name(BEAMS) == name(SAMPLED) == name(GREEDY, "a" * 64) == "transformers"
-    assert found == ["b", "b", "a"], "each is loaded once"
+        assert name(GREEDY) == name(GREEDY, "a" * 64) == "ctranslate2"
+        assert name(BEAMS) == name(SAMPLED) == name(BEAMS, "a" * 64) == "transformers"
+    assert found == ["b", "b", "a", "b", "a"], "each is loaded once"
     assert len(residence.resident()) == 2
     residence.clear()
     assert residence.resident() == ()
@@ -363,7 +368,7 @@ def test_both_engines_of_a_model_count_and_the_one_not_used_goes_first(flan: Pat
     loads: list[str] = []
 
     def load_with(kind: str) -> Any:
-        def make(directory: Path, precision: Precision) -> Engine | None:
+        def make(directory: Path, precision: Precision, adapter: Path | None = None) -> Engine | None:
             loads.append(kind)
             if kind == "greedy":
                 return choose(directory, tmp_path)

@@ -28,10 +28,11 @@ __all__ = ["store"]
         ("small", {}, "native", "ctranslate2", "float32"),
         ("small", {"num_beams": 2}, "native", "transformers", "float32"),
         ("small", {"do_sample": True, "seed": 1}, "native", "transformers", "float32"),
-        ("small+first", {}, "native", "transformers", "float32"),
+        ("small+first", {}, "native", "ctranslate2", "float32"),
+        ("small+first", {"num_beams": 2}, "native", "transformers", "float32"),
         ("small", {}, "int8", "ctranslate2", "int8"),
     ],
-    ids=["greedy", "beams", "sampled", "adapter", "int8"],
+    ids=["greedy", "beams", "sampled", "adapter", "adapter with beams", "int8"],
 )
 def test_rows_record_the_engine_that_ran(
     sqlite_only: Database,
@@ -56,8 +57,8 @@ def test_rows_record_the_engine_that_ran(
         bench.handler.residence = Residence(
             lambda digest, ticker: store.get(digest),
             load,
-            load_greedy=lambda directory, precision: load_greedy_engine(
-                "auto", directory, store, device="cpu", precision=precision, threads=1
+            load_greedy=lambda directory, precision, adapter: load_greedy_engine(
+                "auto", directory, store, device="cpu", precision=precision, adapter=adapter, threads=1
             ),
             limit_bytes=2**30,
             device_bytes=2**30,

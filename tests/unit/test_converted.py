@@ -153,6 +153,29 @@ def test_conversion_of_a_killed_process_is_made_by_another(tmp_path: Path) -> No
     assert (tmp_path / "calls").read_text() == "xx"
 
 
+def test_what_a_killed_conversion_left_is_removed_a_day_later(store: Store) -> None:
+    left, running = store.make_staging("left"), store.make_staging("running")
+    for directory in (left, running):
+        (directory / "model.bin").write_text("half")
+    for path in (left / "model.bin", left):
+        os.utime(path, (1, 1))
+
+    converted.get(store, SOURCE, FORM, Converter())
+
+    assert not left.exists()
+    assert running.exists()
+
+
+def test_model_of_two_parts_is_filed_under_a_digest_of_its_own(store: Store) -> None:
+    convert = Converter()
+    alone = converted.get(store, SOURCE, FORM, convert)
+
+    both = [converted.get(store, SOURCE, FORM, convert, digest="d" * 64) for _ in range(2)]
+
+    assert both == [alone.parent / f"{'d' * 64}-{FORM}"] * 2
+    assert convert.calls == 2
+
+
 def test_unused_one_is_removed_when_another_is_made_and_a_used_one_stays(store: Store) -> None:
     convert = Converter()
     unused = converted.get(store, SOURCE, FORM, convert)

@@ -26,6 +26,7 @@ from ctranslate2.converters.transformers import T5Loader
 from gistmill.errors import UnsupportedModel
 from gistmill.specs.generation import INT8_MODEL_TYPES
 from models_store import config as configs
+from workers.engine import merging
 from workers.engine.checkpoint import LoadedModel, load_model
 
 ComputeType = Literal["float32", "bfloat16", "int8_float32"]
@@ -53,13 +54,15 @@ def find_obstacle(directory: Path) -> str | None:
     return None
 
 
-def convert(source: Path, target: Path, compute_type: ComputeType) -> None:
-    """Write the model of `source` into the empty directory `target`.
+def convert(source: Path, target: Path, compute_type: ComputeType, adapter: Path | None = None) -> None:
+    """Write the model of `source`, with an adapter of it merged in float32, into the empty directory `target`.
 
     Raises:
-        ModelUnreadable, UnsupportedModel: the checkpoint cannot be read or converted.
+        ModelUnreadable, UnsupportedModel: the checkpoint cannot be read or converted, or the adapter does not fit it.
     """
     loaded = load_model(source, device="cpu", precision="float32")
+    if adapter is not None:
+        merging.merge(loaded.model, source, adapter)
     start, ends = _start_and_ends(loaded)
     with torch.inference_mode():
         spec = _describe(loaded.model, start)

@@ -18,7 +18,7 @@ import ctranslate2
 import torch
 
 from gistmill.errors import ModelUnreadable
-from gistmill.specs import GenerationParameters, Precision
+from gistmill.specs import GenerationParameters, Precision, digest_of
 from models_store import converted
 from models_store.store import Store
 from workers.engine import conversion
@@ -52,17 +52,30 @@ def is_supported(precision: Precision) -> bool:
 
 
 def load(
-    directory: Path, store: Store, *, precision: Precision = "native", threads: int = 0, budget_tokens: int = 0
+    directory: Path,
+    store: Store,
+    *,
+    adapter: Path | None = None,
+    precision: Precision = "native",
+    threads: int = 0,
+    budget_tokens: int = 0,
 ) -> CTranslate2Engine:
     """Load the model of a store's directory, converted now if no process of this host has done so; 0 leaves the choice to us.
 
+    With an adapter it is the whole model that both make.
+
     Raises:
-        ModelUnreadable, UnsupportedModel: the directory holds no model that can be run.
+        ModelUnreadable, UnsupportedModel: the directory holds no model that can be run, or the adapter is not one of it.
         ModelUnavailable: the disk does not take the converted model now.
     """
     compute_type = COMPUTE_TYPES[precision]
-    form = f"{compute_type}-{conversion.VERSION}"
-    files = converted.get(store, directory, form, partial(conversion.convert, compute_type=compute_type))
+    files = converted.get(
+        store,
+        directory,
+        f"{compute_type}-{conversion.VERSION}",
+        partial(conversion.convert, compute_type=compute_type, adapter=adapter),
+        digest=None if adapter is None else digest_of({"base": directory.name, "adapter": adapter.name}),
+    )
     return CTranslate2Engine(
         directory,
         files,

@@ -52,10 +52,11 @@ def load_greedy_engine(
     *,
     device: str,
     precision: Precision,
+    adapter: Path | None = None,
     threads: int = 0,
     batch_tokens: int = 0,
 ) -> Engine | None:
-    """Load the engine that is faster than `load_engine`'s at greedy decoding of a whole model, or return None.
+    """Load the engine that is faster than `load_engine`'s at greedy decoding of a model, or of one with an adapter, or None.
 
     None means that the other one runs those jobs as well; the log says why, except where nobody would expect another. In int8
     there is no other: what hinders this one is an error.
@@ -72,7 +73,7 @@ def load_greedy_engine(
         from workers.engine.ctranslate2 import load
 
         try:
-            return load(directory, store, precision=precision, threads=threads, budget_tokens=batch_tokens)
+            return load(directory, store, adapter=adapter, precision=precision, threads=threads, budget_tokens=batch_tokens)
         except (ModelError, ModelUnavailable) as error:
             if has_no_other:
                 raise
