@@ -87,8 +87,8 @@ class Arena:
         """Take rows out of their slots and return how each ended. Waits for the device."""
         out = torch.tensor(slots, device=self.tokens.device)
         self.is_done[out] = True
-        steps, bad, written = self.steps[out].tolist(), self.is_bad[out].tolist(), self.written[out].tolist()
-        return [Ending(row[: step + 1], step if is_bad else None) for row, step, is_bad in zip(written, steps, bad, strict=True)]
+        states = zip(self.written[out].tolist(), self.steps[out].tolist(), self.is_bad[out].tolist(), strict=True)
+        return [Ending(written[: step + 1], step if is_bad else None) for written, step, is_bad in states]
 
 
 class Ending(NamedTuple):

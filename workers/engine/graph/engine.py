@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,10 +17,11 @@ from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
 from workers.engine.graph.arena import Ending
 from workers.engine.graph.desk import Desk
 from workers.engine.graph.lane import EagerLane
-from workers.engine.graph.step import choose_best
+from workers.engine.graph.step import Choice, choose_best, choose_by_noise
 from workers.engine.graph.stream import Stream
 from workers.engine.graph.support import find_obstacle
 from workers.engine.graph.weights import take_weights
+from workers.engine.sampling import warpers
 from workers.engine.tokenizing import ModelTokenizer
 from workers.engine.transformers import not_finite
 
@@ -48,8 +50,8 @@ def load(directory: Path, *, device: str, precision: Precision, threads: int = 0
 class GraphEngine(BatchedEngine):
     """Greedy and sampled decoding of a T5; beams are another engine's work.
 
-    The texts are those of `transformers`, token for token in float32. A list of outcomes holds the rows that have left since the
-    last one, while others are in flight.
+    The texts are those of `transformers`, token for token in float32. A list of outcomes holds the rows that have left since
+    the last one, while others are in flight.
     """
 
     name = "graph"
@@ -65,9 +67,7 @@ class GraphEngine(BatchedEngine):
         is_cpu = self.device == "cpu"
         self.budget_tokens = budget_tokens or (CPU_BUDGET_TOKENS if is_cpu else GPU_BUDGET_TOKENS)
         self.max_rows = CPU_MAX_ROWS if is_cpu else GPU_MAX_ROWS
-        self._desk = Desk(
-            weights, EagerLane, start=start, ends=ends, budget_tokens=self.budget_tokens, max_rows=self.max_rows
-        )
+        self._desk = Desk(weights, EagerLane, start=start, ends=ends, budget_tokens=self.budget_tokens, max_rows=self.max_rows)
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -83,7 +83,7 @@ class GraphEngine(BatchedEngine):
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
     ) -> Iterator[list[Outcome]]:
         assert parameters.num_beams == 1, "this engine decodes one text per row"
-        return Stream(self._desk, rows, parameters, choose_best, self._finish).run(should_stop)
+        return Stream(self._desk, rows, parameters, _choice(parameters), self._finish).run(should_stop)
 
     def _forward(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
@@ -105,10 +105,15 @@ class GraphEngine(BatchedEngine):
         )
 
 
+def _choice(parameters: GenerationParameters) -> Choice:
+    return partial(choose_by_noise, warp=warpers(parameters)) if parameters.do_sample else choose_best
+
+
 def _read_special_tokens(loaded: LoadedModel) -> tuple[int, list[int]]:
     """Return the token that every text starts from, and those that end one."""
     special = loaded.special_tokens
     if "forced_bos_token_id" in special:
         raise UnsupportedModel("The engine graph runs no model with a forced first token. Use the engine auto or transformers.")
-    ends = special.get("eos_token_id", [])
-    return special.get("decoder_start_token_id", special.get("bos_token_id")), ends if isinstance(ends, list) else [ends]
+    start, ends = special.get("decoder_start_token_id", special.get("bos_token_id")), special.get("eos_token_id", [])
+    assert isinstance(start, int), "load_model takes no model without a start token"
+    return start, ends if isinstance(ends, list) else [ends]

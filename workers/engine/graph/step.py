@@ -5,15 +5,17 @@ Shapes: n slots in view, s source tokens, t steps, D model width, H heads, K hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import LogitsProcessor
 
 from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.layers import feed_forward, length_mask, normalize
 from workers.engine.graph.weights import DecoderLayer, T5Weights
+from workers.engine.sampling import choose
 
 # Takes scores (n, V) float32 and noise (n, 1) float64 and returns tokens (n) int64.
 Choice = Callable[[Tensor, Tensor], Tensor]
@@ -22,6 +24,14 @@ Choice = Callable[[Tensor, Tensor], Tensor]
 def choose_best(scores: Tensor, noise: Tensor) -> Tensor:
     """Return the token of the best score of each row, (n) int64; the noise decides nothing."""
     return scores.argmax(dim=-1)
+
+
+def choose_by_noise(scores: Tensor, noise: Tensor, *, warp: Sequence[LogitsProcessor]) -> Tensor:
+    """Return the token (n) int64 that the noise chooses from the scores after temperature, top-k and top-p."""
+    # None of them looks at the tokens so far.
+    for processor in warp:
+        scores = processor(None, scores)
+    return choose(scores, noise)[:, 0]
 
 
 def decode_step(weights: T5Weights, arena: Arena, view: View, choice: Choice) -> None:

@@ -77,7 +77,8 @@ class Stream:
 
     def withdraw(self) -> None:
         """Take every row out of its slot; they run anew later."""
-        self._send_back(list(self._flights))
+        with torch.inference_mode():
+            self._send_back(list(self._flights))
         self._arena = self._lane = None
 
     def _admit(self) -> list[Outcome]:

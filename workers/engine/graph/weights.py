@@ -7,7 +7,7 @@ All matrices are (out, in), as `torch.nn.functional.linear` takes them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class T5Weights:
 
     def _tensors(self) -> Iterator[Tensor]:
         for owner in (self, *self.encoder, *self.decoder):
-            yield from (value for item in fields(owner) if isinstance(value := getattr(owner, item.name), Tensor))
+            yield from (value for value in vars(owner).values() if isinstance(value, Tensor))
 
 
 def take_weights(model: Any, *, device: str) -> T5Weights:
@@ -129,9 +129,9 @@ class _Taker:
             decoder=tuple(self._decoder_layer(number) for number in range(shape.layers)),
             decoder_norm=self._copy(model.decoder.final_layer_norm.weight),
             decoder_bias=self._bias(model.decoder, shape, is_bidirectional=False),
-            cross_kv=self._fuse([
-                f"decoder.block.{number}.layer.1.EncDecAttention.{kind}" for number in range(shape.layers) for kind in "kv"
-            ]),
+            cross_kv=self._fuse(
+                [f"decoder.block.{number}.layer.1.EncDecAttention.{kind}" for number in range(shape.layers) for kind in "kv"]
+            ),
             parts=self._parts,
         )
 
