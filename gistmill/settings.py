@@ -63,8 +63,8 @@ class WorkerSettings(BaseModel):
     engine: Literal["auto", "transformers", "ctranslate2", "graph", "fake"] = Field(
         "auto",
         description="Engine that generates text. auto: `ctranslate2` where it can, that is greedy jobs on whole T5 models on a "
-        "CPU, else `transformers`. `ctranslate2`, `graph`: greedy jobs on whole models that it cannot run fail; other jobs "
-        "go to `transformers`. `graph` is our own T5 decode and is never chosen by auto.",
+        "CPU, else `transformers`. `ctranslate2`: greedy jobs on whole models that it cannot run fail. `graph`: our own T5 "
+        "decode, never chosen by auto; jobs without beams on models that it cannot run fail.",
     )
     lease_s: PositiveFloat = Field(30.0, description="How long a chunk stays with a worker without renewal, seconds.")
     renew_s: PositiveFloat = Field(10.0, description="Time between renewals, seconds.")

@@ -65,8 +65,9 @@ class Residence:
     """The engines of one worker, each under (model digest, precision, adapter digest), within a limit of bytes.
 
     `find_files` returns the directory of a digest, fetching it when this host lacks it; `load` makes an engine of it that runs
-    everything, `load_greedy` one for greedy decoding of whole models, or None where `load`'s is to run those too. The order of
-    `_engines` is that of use, and a base always stands behind its adapters: they leave before it does.
+    everything, `load_greedy` one for greedy decoding of whole models, or None where `load`'s is to run those too. With
+    `greedy_does_more`, that one samples and runs adapters too. The order of `_engines` is that of use, and a base always stands
+    behind its adapters: they leave before it does.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Residence:
         load: Callable[[Path, Precision], Engine],
         *,
         load_greedy: Callable[[Path, Precision], Engine | None] | None = None,
+        greedy_does_more: bool = False,
         limit_bytes: int,
         device_bytes: int,
         load_stall_s: float,
@@ -82,6 +84,7 @@ class Residence:
         self._find_files = find_files
         self._load = load
         self._load_greedy = load_greedy
+        self._greedy_does_more = greedy_does_more
         self._limit_bytes = limit_bytes
         self._device_bytes = device_bytes
         self._load_stall_s = load_stall_s
@@ -89,11 +92,18 @@ class Residence:
         self._without_greedy: set[Resident] = set()
 
     def get(
-        self, digest: str, precision: Precision, ticker: Ticker, *, adapter: str | None = None, is_greedy: bool = False
+        self,
+        digest: str,
+        precision: Precision,
+        ticker: Ticker,
+        *,
+        adapter: str | None = None,
+        is_greedy: bool = False,
+        is_sampled: bool = False,
     ) -> Engine:
         """Return the engine of a base model, or of an adapter on it; what is not resident is loaded.
 
-        `is_greedy` says that it is to decode greedily only, at which another engine may be faster.
+        `is_greedy` and `is_sampled` say that it is to do nothing but that, at which another engine may be faster.
 
         Raises:
             DeviceTooSmall: the weights, those of base and adapter together, exceed the device's whole memory.
@@ -101,17 +111,13 @@ class Residence:
             ModelError: the files cannot be read, or the engine runs no adapters.
             ModelUnavailable: the files could not be fetched.
         """
-        if is_greedy and adapter is None:
-            greedy = self._find_greedy(Resident(digest, precision, is_greedy_only=True), ticker)
+        if (is_greedy and adapter is None) or (self._greedy_does_more and (is_greedy or is_sampled)):
+            place = Resident(digest, precision, is_greedy_only=True)
+            greedy = self._find_greedy(place, ticker)
             if greedy is not None:
-                return greedy
-        base = self._get_base(Resident(digest, precision), ticker)
-        # The fake engine reads no file: base and adapter are all the same to it.
-        if adapter is None or isinstance(base, FakeEngine):
-            return base
-        engine = self._get_adapted(Resident(digest, precision, adapter), base, ticker)
-        self._engines.move_to_end(Resident(digest, precision))
-        return engine
+                return self._get_on(place, greedy, adapter, ticker)
+        place = Resident(digest, precision)
+        return self._get_on(place, self._get_base(place, ticker), adapter, ticker)
 
     def resident(self) -> tuple[str, ...]:
         """Return what is loaded, by the digests that jobs name: of base models, and of bases and adapters together."""
@@ -121,6 +127,14 @@ class Residence:
         """Close every engine."""
         while self._engines:
             self._evict(next(iter(self._engines)))
+
+    def _get_on(self, place: Resident, base: Engine, adapter: str | None, ticker: Ticker) -> Engine:
+        # The fake engine reads no file: base and adapter are all the same to it.
+        if adapter is None or isinstance(base, FakeEngine):
+            return base
+        engine = self._get_adapted(place._replace(adapter=adapter), base, ticker)
+        self._engines.move_to_end(place)
+        return engine
 
     def _get_base(self, place: Resident, ticker: Ticker) -> Engine:
         engine = self._find_base(place, ticker, self._load)
@@ -191,7 +205,7 @@ class Residence:
         if place.adapter is None:
             engine.close()
         else:
-            base = self._engines[Resident(place.digest, place.precision)]
+            base = self._engines[place._replace(adapter=None)]
             assert isinstance(base, TakesAdapters)
             base.remove_adapter(place.adapter)
         gc.collect()

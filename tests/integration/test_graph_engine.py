@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from gistmill.errors import DeviceOutOfMemory, GenerationFailed, UnsupportedModel
+from gistmill.errors import DeviceOutOfMemory, GenerationFailed, ModelUnreadable, UnsupportedModel
 from gistmill.specs import GenerationParameters, Precision
 from models_store.store import Store
 from tests.integration.test_ctranslate2_engine import MODELS as CONVERTED
-from tests.integration.test_ctranslate2_engine import set_config
-from tests.integration.test_engine_conformance import GIST_TINY, GREEDY, SAMPLED, Countdown, complete, prompts_of
+from tests.integration.test_ctranslate2_engine import Clock, set_config
+from tests.integration.test_engine_conformance import BEAMS, GIST_TINY, GREEDY, SAMPLED, Countdown, complete, prompts_of
 from tests.integration.test_transformers_engine import RecordingEngine, copy_of
+from tests.support.adapters import make_adapter
 from tests.support.models import PAD, dialogues, make_tiny_bart, make_tiny_t5, make_tiny_tokenizer, random_t5, save_t5
 from tests.support.models import vary_outputs as vary
 from tests.support.ties import first_difference, is_near_tie
@@ -29,7 +30,8 @@ from workers.engine.graph.engine import GraphEngine, load
 from workers.engine.graph.lane import EagerLane
 from workers.engine.graph.step import Choice
 from workers.engine.graph.weights import T5Weights
-from workers.engine.loading import EngineName, load_greedy_engine
+from workers.engine.loading import EngineName, load_engine, load_greedy_engine
+from workers.residence import Residence
 
 TEXTS = [*dialogues(46, most_words=40), ".", " ", "\n\n", "日本語の会話"]
 BUDGET = 1_200
@@ -226,6 +228,102 @@ def test_two_calls_at_once_take_turns_and_write_what_they_write_alone(flan: Path
 
     assert seen == wanted
     assert turns >= 6
+
+
+FIRST, SECOND = "1" * 64, "2" * 64
+# Every linear layer that an adapter may change.
+ALL = ["q", "k", "v", "o", "wi_0", "wi_1", "wo", "lm_head"]
+
+
+def with_adapters(engine: Any, flan: Path, home: Path) -> Any:
+    engine._directory = flan
+    engine.add_adapter(FIRST, make_adapter(flan, home / "first", seed=1))
+    changes = {"target_modules": ALL, "r": 2, "lora_alpha": 3, "use_rslora": True}
+    engine.add_adapter(SECOND, make_adapter(flan, home / "second", seed=2, strength=0.2, **changes))
+    return engine
+
+
+@pytest.mark.parametrize("parameters", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_each_adapter_writes_what_transformers_writes_with_it_and_the_base_stays_the_base(
+    flan: Path, tmp_path: Path, parameters: GenerationParameters
+) -> None:
+    engine, prompts = with_adapters(Recording(flan), flan, tmp_path), prompts_of(TEXTS[:16])
+    reference = with_adapters(RecordingEngine(flan), flan, tmp_path)
+    addresses = {module: part.data_ptr() for module, part in engine._desk.weights.parts.items()}
+    plain = complete(engine, prompts, parameters)
+
+    for digest in (FIRST, SECOND, FIRST):
+        adapted = complete(engine.adapted(digest), prompts, parameters)
+        assert adapted == complete(reference.adapted(digest), prompts, parameters) != plain
+        assert complete(engine, prompts, parameters) == plain
+
+    assert {module: part.data_ptr() for module, part in engine._desk.weights.parts.items()} == addresses
+    before = engine.weight_bytes
+    complete(engine.adapted(SECOND), prompts[:1], parameters)
+    engine.remove_adapter(SECOND)
+    engine.remove_adapter(FIRST)
+    assert complete(engine, prompts, parameters) == plain
+    assert engine.weight_bytes == load(flan, device="cpu", precision="float32").weight_bytes < before
+
+
+def test_adapters_alternate_in_the_middle_of_their_rows_and_none_reads_the_weights_of_another(
+    flan: Path, tmp_path: Path
+) -> None:
+    engine, prompts = with_adapters(Recording(flan), flan, tmp_path), prompts_of(TEXTS[:24])
+    sources = {"base": engine, FIRST: engine.adapted(FIRST), SECOND: engine.adapted(SECOND)}
+    wanted = {name: complete(source, prompts) for name, source in sources.items()}
+
+    running = {
+        name: source.generate(prompts, GREEDY, max_input_tokens=2048, on_overflow="fail", should_stop=lambda: False)
+        for name, source in sources.items()
+    }
+    seen: dict[str, dict[int, Outcome]] = {name: {} for name in sources}
+    turns = 0
+    while running:
+        for name in list(running):
+            batch = next(running[name], None)
+            if batch is None:
+                del running[name]
+                continue
+            turns += 1
+            seen[name] |= {outcome.key: outcome for outcome in batch}
+
+    assert seen == wanted
+    assert turns >= 9
+
+
+def test_adapter_of_another_base_is_refused_and_leaves_the_engine_as_it_was(flan: Path, tmp_path: Path) -> None:
+    engine = with_adapters(Recording(flan), flan, tmp_path)
+    before = complete(engine.adapted(FIRST), prompts_of(TEXTS[:4])), engine.weight_bytes
+    foreign = make_adapter(make_tiny_bart(tmp_path / "bart"), tmp_path / "foreign", target_modules=["q_proj"])
+
+    with pytest.raises(ModelUnreadable, match="which the base has no weights of its own for"):
+        engine.add_adapter("3" * 64, foreign)
+
+    assert (complete(engine.adapted(FIRST), prompts_of(TEXTS[:4])), engine.weight_bytes) == before
+
+
+def test_under_it_sampling_and_adapters_stay_with_it_and_beams_go_to_transformers(flan: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(flan, tmp_path / "adapter")
+    residence = Residence(
+        lambda digest, ticker: flan if digest[0] == "b" else adapter,
+        lambda directory, precision: load_engine("graph", directory, device="cpu", precision=precision),
+        load_greedy=lambda directory, precision: choose(directory, tmp_path, "graph", precision),
+        greedy_does_more=True,
+        limit_bytes=2**30,
+        device_bytes=2**30,
+        load_stall_s=60,
+    )
+
+    def name(parameters: GenerationParameters, adapter: str | None = None) -> str:
+        chosen = {"is_greedy": parameters.is_greedy, "is_sampled": parameters.do_sample}
+        return residence.get("b" * 64, "native", Clock(), adapter=adapter, **chosen).name
+
+    for own in (None, "a" * 64):
+        assert name(GREEDY, own) == name(SAMPLED, own) == "graph"
+        assert name(BEAMS, own) == "transformers"
+    residence.clear()
+    assert residence.resident() == ()
 
 
 def poisoned(flan: Path, home: Path) -> Path:

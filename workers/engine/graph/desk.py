@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from workers.engine.graph.adapters import Merger
 from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.encoder import align
 from workers.engine.graph.lane import Lane
@@ -30,6 +31,7 @@ class Desk:
 
     A stream that comes while another one has rows in flight sends those back to where they waited: they run anew, and give the
     same texts. `budget_tokens` bounds the positions of all slots together, those of source and output; `max_rows` the slots.
+    `merger` changes the weights, once adapters were added.
     """
 
     def __init__(
@@ -50,25 +52,35 @@ class Desk:
         self._ends = tuple(ends)
         self._arena: Arena | None = None
         self._holder: Holder | None = None
+        self.merger: Merger | None = None
 
     @property
     def device(self) -> str:
         """Where the model is."""
         return str(self.weights.embedding.device)
 
-    def seize(self, stream: Holder) -> None:
-        """Make this stream the one that has the desk."""
+    def seize(self, stream: Holder, adapter: str | None) -> None:
+        """Make this stream the one that has the desk, and the weights those of the base with its adapter, if it has one.
+
+        Weights change only while no row is in flight: what a row has cached is of the weights that it began with.
+        """
         if self._holder is stream:
             return
+        self.clear()
+        if self.merger is not None:
+            self.merger.merge(adapter)
+        self._holder = stream
+
+    def clear(self) -> None:
+        """Send back the rows in flight, if there are any; whoever has the desk has to seize it again."""
         if self._holder is not None:
             self._holder.withdraw()
-        self._holder = stream
+        self._holder = None
 
     def release(self, stream: Holder) -> None:
         """Let the next one come, if this stream has the desk."""
         if self._holder is stream:
-            stream.withdraw()
-            self._holder = None
+            self.clear()
 
     def size(self, source: int, steps: int) -> View:
         """Return the size of an arena for rows of so many tokens in and out."""

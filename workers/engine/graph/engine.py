@@ -11,9 +11,10 @@ import torch
 
 from gistmill.errors import UnsupportedModel
 from gistmill.specs import GenerationParameters, Precision
-from workers.engine.base import Completion, Failure, Outcome
+from workers.engine.base import Completion, Engine, Failure, Outcome
 from workers.engine.batched import BatchedEngine, Row
 from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
+from workers.engine.graph.adapters import AdaptedEngine, Merger
 from workers.engine.graph.arena import Ending
 from workers.engine.graph.desk import Desk
 from workers.engine.graph.lane import EagerLane
@@ -44,30 +45,56 @@ def load(directory: Path, *, device: str, precision: Precision, threads: int = 0
     # It is read on the host, so that the device holds it once.
     dtype: Precision = "float32" if resolve_dtype(precision, device) == torch.float32 else "bfloat16"
     loaded = load_model(directory, device="cpu", precision=dtype)
-    return GraphEngine(loaded, device=device, budget_tokens=budget_tokens)
+    return GraphEngine(loaded, device=device, budget_tokens=budget_tokens, directory=directory)
 
 
 class GraphEngine(BatchedEngine):
     """Greedy and sampled decoding of a T5; beams are another engine's work.
 
     The texts are those of `transformers`, token for token in float32. A list of outcomes holds the rows that have left since
-    the last one, while others are in flight.
+    the last one, while others are in flight. An adapter is merged into the weights when its rows come.
     """
 
     name = "graph"
 
-    def __init__(self, loaded: LoadedModel, *, device: str = "cpu", budget_tokens: int = 0) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, device: str = "cpu", budget_tokens: int = 0, directory: Path | None = None
+    ) -> None:
         start, ends = _read_special_tokens(loaded)
         weights = take_weights(loaded.model, device=device)
         self._tokenizer = ModelTokenizer(loaded.tokenizer, weights.shape.vocabulary)
         self._ends = frozenset(ends)
+        self._directory = directory
         self.device = str(weights.embedding.device)
         self.dtype = str(weights.embedding.dtype).removeprefix("torch.")
-        self.weight_bytes = weights.bytes
+        self._base_bytes = self.weight_bytes = weights.bytes
         is_cpu = self.device == "cpu"
         self.budget_tokens = budget_tokens or (CPU_BUDGET_TOKENS if is_cpu else GPU_BUDGET_TOKENS)
         self.max_rows = CPU_MAX_ROWS if is_cpu else GPU_MAX_ROWS
         self._desk = Desk(weights, EagerLane, start=start, ends=ends, budget_tokens=self.budget_tokens, max_rows=self.max_rows)
+
+    def add_adapter(self, digest: str, directory: Path) -> None:
+        """Read the adapter of a directory; on a CPU it counts in `weight_bytes` until it is removed.
+
+        Raises:
+            ModelUnreadable, UnsupportedModel: it is no adapter of this base.
+        """
+        if self._desk.merger is None:
+            assert self._directory is not None, "the engine was made without its files"
+            self._desk.merger = Merger(self._desk.weights, self._directory)
+        self._desk.merger.add(digest, directory)
+        self._weigh()
+
+    def adapted(self, digest: str) -> Engine:
+        """Return the engine of the base with this adapter; it ends with the base's."""
+        return AdaptedEngine(self, partial(self._run, adapter=digest), self._encode)
+
+    def remove_adapter(self, digest: str) -> None:
+        """Forget an adapter; rows in flight go back first."""
+        self._desk.clear()
+        if self._desk.merger is not None:
+            self._desk.merger.remove(digest)
+            self._weigh()
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -76,14 +103,23 @@ class GraphEngine(BatchedEngine):
         desk.give_back_memory()
         gc.collect()
 
+    def _weigh(self) -> None:
+        # On a GPU adapters wait on the host, and merging takes no memory of the device.
+        assert self._desk.merger is not None
+        self.weight_bytes = self._base_bytes + (self._desk.merger.bytes if self.device == "cpu" else 0)
+
     def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
         return self._tokenizer.encode(texts, limit)
 
     def _run(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        adapter: str | None = None,
     ) -> Iterator[list[Outcome]]:
         assert parameters.num_beams == 1, "this engine decodes one text per row"
-        return Stream(self._desk, rows, parameters, _choice(parameters), self._finish).run(should_stop)
+        return Stream(self._desk, rows, parameters, _choice(parameters), self._finish, adapter).run(should_stop)
 
     def _forward(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]

@@ -49,11 +49,13 @@ class Stream:
         parameters: GenerationParameters,
         choice: Choice,
         finish: Callable[[Row, Ending], Outcome],
+        adapter: str | None = None,
     ) -> None:
         self._desk = desk
         self._parameters = parameters
         self._choice = choice
         self._finish = finish
+        self._adapter = adapter
         self._waiting = deque(sorted(rows, key=lambda row: -len(row.tokens)))
         self._flights: dict[int, Flight] = {}
         self._arena: Arena | None = None
@@ -67,7 +69,7 @@ class Stream:
             while self._waiting or self._flights:
                 if should_stop():
                     return
-                self._desk.seize(self)
+                self._desk.seize(self, self._adapter)
                 with torch.inference_mode():
                     outcomes = self._admit() + self._step() + self._harvest()
                 if outcomes:
