@@ -60,10 +60,11 @@ class StoreSettings(BaseModel):
 class WorkerSettings(BaseModel):
     """How workers lease, renew, sweep and generate."""
 
-    engine: Literal["auto", "transformers", "ctranslate2", "fake"] = Field(
+    engine: Literal["auto", "transformers", "ctranslate2", "graph", "fake"] = Field(
         "auto",
         description="Engine that generates text. auto: `ctranslate2` where it can, that is greedy jobs on T5 models on a CPU, "
-        "else `transformers`. `ctranslate2`: greedy jobs that it cannot run fail.",
+        "else `transformers`. `ctranslate2`: greedy jobs that it cannot run fail. `graph`: our own T5 decode, never chosen by "
+        "auto; jobs without beams on models that it cannot run fail.",
     )
     lease_s: PositiveFloat = Field(30.0, description="How long a chunk stays with a worker without renewal, seconds.")
     renew_s: PositiveFloat = Field(10.0, description="Time between renewals, seconds.")

@@ -52,19 +52,20 @@ class TakesAdapters(Protocol):
 class Resident(NamedTuple):
     """What is in memory: a base model in one precision, or an adapter on it.
 
-    `is_greedy_only` tells the engine that is faster at greedy decoding from the one that runs everything. With an adapter it
-    is a whole model of its own, with the adapter merged.
+    `is_greedy_only` tells the engine that is faster at greedy decoding from the one that runs everything. `is_merged` says that
+    base and adapter have become one model, with weights of its own.
     """
 
     digest: str
     precision: Precision
     adapter: str | None = None
     is_greedy_only: bool = False
+    is_merged: bool = False
 
     @property
     def is_whole(self) -> bool:
         """True for what has weights of its own, false for an adapter on another resident."""
-        return self.adapter is None or self.is_greedy_only
+        return self.adapter is None or self.is_merged
 
 
 class Residence:
@@ -72,8 +73,8 @@ class Residence:
 
     `find_files` returns the directory of a digest, fetching it when this host lacks it; `load` makes an engine of it that runs
     everything, `load_greedy` one for greedy decoding of a model, or of one with an adapter merged, or None where `load`'s is to
-    run those too. The order of `_engines` is that of use, and a base always stands behind the adapters on it: they leave before
-    it does.
+    run those too. With `greedy_does_more`, that one samples too and takes adapters as `load`'s does. The order of `_engines` is
+    that of use, and a base always stands behind the adapters on it: they leave before it does.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Residence:
         load: Callable[[Path, Precision], Engine],
         *,
         load_greedy: Callable[[Path, Precision, Path | None], Engine | None] | None = None,
+        greedy_does_more: bool = False,
         limit_bytes: int,
         device_bytes: int,
         load_stall_s: float,
@@ -89,6 +91,7 @@ class Residence:
         self._find_files = find_files
         self._load = load
         self._load_greedy = load_greedy
+        self._greedy_does_more = greedy_does_more
         self._limit_bytes = limit_bytes
         self._device_bytes = device_bytes
         self._load_stall_s = load_stall_s
@@ -96,11 +99,18 @@ class Residence:
         self._without_greedy: set[Resident] = set()
 
     def get(
-        self, digest: str, precision: Precision, ticker: Ticker, *, adapter: str | None = None, is_greedy: bool = False
+        self,
+        digest: str,
+        precision: Precision,
+        ticker: Ticker,
+        *,
+        adapter: str | None = None,
+        is_greedy: bool = False,
+        is_sampled: bool = False,
     ) -> Engine:
         """Return the engine of a base model, or of an adapter on it; what is not resident is loaded.
 
-        `is_greedy` says that it is to decode greedily only, at which another engine may be faster.
+        `is_greedy` and `is_sampled` say that it is to do nothing but that, at which another engine may be faster.
 
         Raises:
             DeviceTooSmall: the weights, those of base and adapter together, exceed the device's whole memory.
@@ -108,17 +118,15 @@ class Residence:
             ModelError: the files cannot be read, or the engine runs no adapters.
             ModelUnavailable: the files could not be fetched.
         """
-        if is_greedy:
-            greedy = self._find_greedy(Resident(digest, precision, adapter, is_greedy_only=True), ticker)
+        if is_greedy or (is_sampled and self._greedy_does_more):
+            place = Resident(digest, precision, is_greedy_only=True)
+            if adapter is not None and not self._greedy_does_more:
+                place = place._replace(adapter=adapter, is_merged=True)
+            greedy = self._find_greedy(place, ticker)
             if greedy is not None:
-                return greedy
-        base = self._get_base(Resident(digest, precision), ticker)
-        # The fake engine reads no file: base and adapter are all the same to it.
-        if adapter is None or isinstance(base, FakeEngine):
-            return base
-        engine = self._get_adapted(Resident(digest, precision, adapter), base, ticker)
-        self._engines.move_to_end(Resident(digest, precision))
-        return engine
+                return greedy if place.is_merged else self._get_on(place, greedy, adapter, ticker)
+        place = Resident(digest, precision)
+        return self._get_on(place, self._get_base(place, ticker), adapter, ticker)
 
     def resident(self) -> tuple[str, ...]:
         """Return what is loaded, by the digests that jobs name: of base models, and of bases and adapters together."""
@@ -128,6 +136,14 @@ class Residence:
         """Close every engine."""
         while self._engines:
             self._evict(next(iter(self._engines)))
+
+    def _get_on(self, place: Resident, base: Engine, adapter: str | None, ticker: Ticker) -> Engine:
+        # The fake engine reads no file: base and adapter are all the same to it.
+        if adapter is None or isinstance(base, FakeEngine):
+            return base
+        engine = self._get_adapted(place._replace(adapter=adapter), base, ticker)
+        self._engines.move_to_end(place)
+        return engine
 
     def _get_base(self, place: Resident, ticker: Ticker) -> Engine:
         engine = self._find_base(place, ticker, self._load)
@@ -205,7 +221,7 @@ class Residence:
         if place.is_whole:
             engine.close()
         else:
-            base = self._engines[Resident(place.digest, place.precision)]
+            base = self._engines[place._replace(adapter=None)]
             assert place.adapter is not None
             assert isinstance(base, TakesAdapters)
             base.remove_adapter(place.adapter)

@@ -14,6 +14,7 @@ from tests.support.models import dialogues, make_tiny_bart, make_tiny_t5
 from workers.engine.base import Completion, Engine, Failure, Outcome, Prompt
 from workers.engine.ctranslate2 import load as load_converted
 from workers.engine.fake import FakeEngine
+from workers.engine.graph.engine import load as load_graph
 from workers.engine.loading import load_engine
 
 GIST_TINY = Path(__file__).parents[2] / "models_store" / "builtin" / "gist-tiny"
@@ -49,6 +50,8 @@ def complete(
 ) -> dict[int, Outcome]:
     if engine.name == "ctranslate2" and not parameters.is_greedy:
         pytest.skip("this engine decodes greedily; beams and sampling never reach it")
+    if engine.name == "graph" and parameters.num_beams > 1:
+        pytest.skip("this engine has no beams; they never reach it")
     batches = engine.generate(
         prompts, parameters, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop
     )
@@ -63,12 +66,22 @@ def prompts_of(texts: list[str]) -> list[Prompt]:
 
 
 @pytest.fixture(
-    scope="module", params=["fake", "tiny-t5", "tiny-bart", "gist-tiny", "ctranslate2 tiny-t5", "ctranslate2 gist-tiny"]
+    scope="module",
+    params=[
+        "fake",
+        "tiny-t5",
+        "tiny-bart",
+        "gist-tiny",
+        "ctranslate2 tiny-t5",
+        "ctranslate2 gist-tiny",
+        "graph tiny-t5",
+        "graph gist-tiny",
+    ],
 )
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     if request.param == "fake":
         return FakeEngine()
-    model = request.param.removeprefix("ctranslate2 ")
+    library, _, model = request.param.rpartition(" ")
     if model == "gist-tiny":
         if not (GIST_TINY / "config.json").exists():
             pytest.skip("gist-tiny is not built")
@@ -77,7 +90,9 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         make = {"tiny-t5": make_tiny_t5, "tiny-bart": make_tiny_bart}[model]
         directory = make(tmp_path_factory.mktemp("model"))
     # A small budget, so that 40 prompts are several micro-batches.
-    if model != request.param:
+    if library == "graph":
+        return load_graph(directory, device="cpu", precision="float32", budget_tokens=600)
+    if library == "ctranslate2":
         return load_converted(directory, Store(tmp_path_factory.mktemp("store")), threads=1, budget_tokens=600)
     return load_engine("transformers", directory, device="cpu", precision="float32", batch_tokens=600)
 
@@ -229,6 +244,6 @@ def test_no_prompts_give_nothing(engine: Engine) -> None:
 
 def test_engine_says_what_it_runs_on(engine: Engine) -> None:
     assert engine.device == "cpu"
-    assert engine.name in ("fake", "transformers", "ctranslate2")
+    assert engine.name in ("fake", "transformers", "ctranslate2", "graph")
     assert (engine.dtype == "float32") == (engine.name != "fake")
     assert (engine.weight_bytes > 0) == (engine.name != "fake")

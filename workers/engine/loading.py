@@ -15,7 +15,7 @@ from workers.engine.fake import DEFAULT_BUDGET_TOKENS, FakeEngine
 
 log = structlog.get_logger(__name__)
 
-EngineName = Literal["auto", "transformers", "ctranslate2", "fake"]
+EngineName = Literal["auto", "transformers", "ctranslate2", "graph", "fake"]
 
 
 def load_engine(
@@ -65,6 +65,8 @@ def load_greedy_engine(
         ModelUnreadable, UnsupportedModel: the model cannot be run, or not by the one engine that was asked for.
         ModelUnavailable: there is no room for the model now.
     """
+    if engine == "graph":
+        return _load_graph(directory, device=device, precision=precision, threads=threads, batch_tokens=batch_tokens)
     if engine not in ("auto", "ctranslate2") or (engine == "auto" and device != "cpu" and precision != "int8"):
         return None
     has_no_other = engine == "ctranslate2" or precision == "int8"
@@ -84,6 +86,14 @@ def load_greedy_engine(
         raise UnsupportedModel(f"The engine ctranslate2 cannot run this job: {obstacle}. Use the engine auto or transformers.")
     log.info("transformers_instead_of_ctranslate2", digest=directory.name, reason=obstacle)
     return None
+
+
+def _load_graph(directory: Path, *, device: str, precision: Precision, threads: int, batch_tokens: int) -> Engine:
+    if precision == "int8":
+        raise UnsupportedModel(_no_int8("the engine graph does not compute in it"))
+    from workers.engine.graph.engine import load
+
+    return load(directory, device=device, precision=precision, threads=threads, budget_tokens=batch_tokens)
 
 
 def _find_obstacle(engine: EngineName, directory: Path, *, device: str, precision: Precision) -> str | None:

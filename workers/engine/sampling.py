@@ -54,10 +54,8 @@ def choose(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.minimum(chosen, last)
 
 
-def sampling_processors(
-    parameters: GenerationParameters, noises: Sequence[tuple[str, int]], device: torch.device | str
-) -> list[LogitsProcessor]:
-    """Return what turns a greedy decode into sampling, in transformers' order: temperature, top-k, top-p, choice."""
+def warpers(parameters: GenerationParameters) -> list[LogitsProcessor]:
+    """Return what changes the scores before a token is chosen, in transformers' order: temperature, top-k, top-p."""
     processors: list[LogitsProcessor] = []
     if parameters.temperature != 1.0:
         processors.append(TemperatureLogitsWarper(parameters.temperature))
@@ -65,5 +63,12 @@ def sampling_processors(
         processors.append(TopKLogitsWarper(parameters.top_k))
     if parameters.top_p < 1.0:
         processors.append(TopPLogitsWarper(parameters.top_p))
+    return processors
+
+
+def sampling_processors(
+    parameters: GenerationParameters, noises: Sequence[tuple[str, int]], device: torch.device | str
+) -> list[LogitsProcessor]:
+    """Return what turns a greedy decode into sampling: the warpers, then the choice."""
     table = np.stack([row_noise(parameters.seed, noise, parameters.max_new_tokens) for noise in noises])
-    return [*processors, SeededChoice(torch.from_numpy(table).to(device))]
+    return [*warpers(parameters), SeededChoice(torch.from_numpy(table).to(device))]

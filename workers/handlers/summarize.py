@@ -71,7 +71,12 @@ class SummarizeHandler:
         """Generate these units and record them batch by batch; return how many items ended."""
         parts = self._find_parts(claim)
         engine = self.residence.get(
-            parts.base_digest, spec.precision, lease, adapter=parts.adapter_digest, is_greedy=spec.generation.is_greedy
+            parts.base_digest,
+            spec.precision,
+            lease,
+            adapter=parts.adapter_digest,
+            is_greedy=spec.generation.is_greedy,
+            is_sampled=spec.generation.do_sample,
         )
         template = self._find_template(claim, spec)
         batch = [

@@ -1,0 +1,98 @@
+"""The memory of rows in flight: fixed slots, so that a recorded step finds everything at the same address.
+
+Shapes: N slots, S source tokens, T steps, H heads, K head width, L decoder layers, B rows that join, E end tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.engine.graph.weights import T5Shape
+
+
+class View(NamedTuple):
+    """The part of an arena that a step works on: the first slots, source tokens and steps."""
+
+    slots: int
+    source: int
+    steps: int
+
+
+class Arena:
+    """Keys, values and progress of up to N rows.
+
+    self_kv (L, 2, N, H, T, K) and cross_kv (L, 2, N, H, S, K); tokens, steps, lengths (N) int64: the token to read next, the
+    step it is read at, the tokens of the source; written (N, T) int64; noise (N, T) float64; is_done, is_bad (N) bool. A slot
+    without a row is done, and a step leaves what is done as it is. `limit` () int64 is the most tokens a row may write.
+    """
+
+    def __init__(self, shape: T5Shape, size: View, *, start: int, ends: Sequence[int], dtype: torch.dtype, device: str) -> None:
+        self.size = size
+        self.start = start
+
+        def cache(width: int) -> Tensor:
+            layout = (shape.layers, 2, size.slots, shape.heads, width, shape.head_width)
+            return torch.zeros(layout, dtype=dtype, device=device)
+
+        def numbers(*layout: int) -> Tensor:
+            return torch.zeros(layout, dtype=torch.int64, device=device)
+
+        self.self_kv = cache(size.steps)
+        self.cross_kv = cache(size.source)
+        self.tokens = numbers(size.slots)
+        self.steps = numbers(size.slots)
+        # No source is empty: a softmax over nothing would be no number.
+        self.lengths = numbers(size.slots) + 1
+        self.written = numbers(size.slots, size.steps)
+        self.noise = torch.zeros((size.slots, size.steps), dtype=torch.float64, device=device)
+        self.is_done = torch.ones(size.slots, dtype=torch.bool, device=device)
+        self.is_bad = torch.zeros(size.slots, dtype=torch.bool, device=device)
+        self.slot_numbers = torch.arange(size.slots, device=device)
+        self.limit = numbers()
+        self.ends = torch.tensor(list(ends), dtype=torch.int64, device=device)
+
+    def admit(self, slots: Sequence[int], cross_kv: Tensor, lengths: Tensor, noise: Tensor | None) -> None:
+        """Put new rows into these slots: cross_kv (L, 2, B, H, at most S, K), lengths (B), noise (B, at most T) or None.
+
+        The slots are cleared first. What an earlier row left beyond the new one's length is masked, but a weight of 0 does not
+        silence a value that is no number.
+        """
+        into = torch.tensor(slots, device=self.tokens.device)
+        self.self_kv[:, :, into] = 0
+        self.cross_kv[:, :, into] = 0
+        self.cross_kv[:, :, into, :, : cross_kv.shape[4]] = cross_kv
+        self.tokens[into] = self.start
+        self.steps[into] = 0
+        self.lengths[into] = lengths
+        if noise is not None:
+            self.noise[into, : noise.shape[1]] = noise
+        self.is_bad[into] = False
+        self.is_done[into] = False
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Move rows to other slots, which hold none; those that they leave are done."""
+        device = self.tokens.device
+        source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
+        for cache in (self.self_kv, self.cross_kv):
+            cache[:, :, target] = cache[:, :, source]
+        for state in (self.tokens, self.steps, self.lengths, self.written, self.noise, self.is_done, self.is_bad):
+            state[target] = state[source]
+        self.is_done[source] = True
+
+    def leave(self, slots: Sequence[int]) -> list[Ending]:
+        """Take rows out of their slots and return how each ended. Waits for the device."""
+        out = torch.tensor(slots, device=self.tokens.device)
+        self.is_done[out] = True
+        states = zip(self.written[out].tolist(), self.steps[out].tolist(), self.is_bad[out].tolist(), strict=True)
+        return [Ending(written[: step + 1], step if is_bad else None) for written, step, is_bad in states]
+
+
+class Ending(NamedTuple):
+    """What a row wrote, its end token included, and the step at which its scores were no numbers, if any."""
+
+    tokens: list[int]
+    bad_step: int | None

@@ -1,0 +1,126 @@
+"""The one place where rows of a model run: its arena, its lane, and which stream has them now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from workers.engine.graph.adapters import Merger
+from workers.engine.graph.arena import Arena, View
+from workers.engine.graph.encoder import align
+from workers.engine.graph.lane import Lane
+from workers.engine.graph.step import Choice
+from workers.engine.graph.weights import T5Weights
+from workers.engine.transformers import is_out_of_memory
+
+LEAST_SOURCE = 64
+
+
+class Holder(Protocol):
+    """Who has the desk."""
+
+    def withdraw(self) -> None:
+        """Take every row out of its slot; they run anew later."""
+        ...
+
+
+class Desk:
+    """Gives its arena to one stream at a time.
+
+    A stream that comes while another one has rows in flight sends those back to where they waited: they run anew, and give the
+    same texts. `budget_tokens` bounds the positions of all slots together, those of source and output; `max_rows` the slots.
+    `merger` changes the weights, once adapters were added.
+    """
+
+    def __init__(
+        self,
+        weights: T5Weights,
+        make_lane: Callable[[T5Weights, Arena, Choice], Lane],
+        *,
+        start: int,
+        ends: Sequence[int],
+        budget_tokens: int,
+        max_rows: int,
+    ) -> None:
+        self.weights = weights
+        self.budget_tokens = budget_tokens
+        self.max_rows = max_rows
+        self._make_lane = make_lane
+        self._start = start
+        self._ends = tuple(ends)
+        self._arena: Arena | None = None
+        self._holder: Holder | None = None
+        self.merger: Merger | None = None
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(self.weights.embedding.device)
+
+    def seize(self, stream: Holder, adapter: str | None) -> None:
+        """Make this stream the one that has the desk, and the weights those of the base with its adapter, if it has one.
+
+        Weights change only while no row is in flight: what a row has cached is of the weights that it began with.
+        """
+        if self._holder is stream:
+            return
+        self.clear()
+        if self.merger is not None:
+            self.merger.merge(adapter)
+        self._holder = stream
+
+    def clear(self) -> None:
+        """Send back the rows in flight, if there are any; whoever has the desk has to seize it again."""
+        if self._holder is not None:
+            self._holder.withdraw()
+        self._holder = None
+
+    def release(self, stream: Holder) -> None:
+        """Let the next one come, if this stream has the desk."""
+        if self._holder is stream:
+            self.clear()
+
+    def size(self, source: int, steps: int) -> View:
+        """Return the size of an arena for rows of so many tokens in and out."""
+        width, steps = max(LEAST_SOURCE, 1 << (source - 1).bit_length()), align(steps)
+        return View(max(1, min(self.max_rows, self.budget_tokens // (width + steps))), width, steps)
+
+    def open(self, source: int, steps: int) -> Arena:
+        """Return an arena without rows that holds such; with fewer slots when memory is short.
+
+        Raises:
+            RuntimeError, MemoryError: there is no memory for a single slot.
+        """
+        size = self.size(source, steps)
+        if self._arena is None or any(have < need for have, need in zip(self._arena.size, size, strict=True)):
+            self._arena = None
+            self._arena = self._make_arena(size)
+        return self._arena
+
+    def lane(self, arena: Arena, choice: Choice) -> Lane:
+        """Return a lane that runs the steps of the arena."""
+        return self._make_lane(self.weights, arena, choice)
+
+    def give_back_memory(self) -> None:
+        """Return what is not in use to the device."""
+        if self.weights.embedding.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _make_arena(self, size: View) -> Arena:
+        while True:
+            try:
+                return Arena(
+                    self.weights.shape,
+                    size,
+                    start=self._start,
+                    ends=self._ends,
+                    dtype=self.weights.embedding.dtype,
+                    device=self.device,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if size.slots == 1 or not is_out_of_memory(error):
+                    raise
+            self.give_back_memory()
+            size = size._replace(slots=size.slots // 2)

@@ -1,0 +1,155 @@
+"""The engine graph: our own T5 decode, greedy and sampled, with rows that join and leave in flight."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gistmill.errors import UnsupportedModel
+from gistmill.specs import GenerationParameters, Precision
+from workers.engine.base import Completion, Engine, Failure, Outcome
+from workers.engine.batched import BatchedEngine, Row
+from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
+from workers.engine.graph.adapters import AdaptedEngine, Merger
+from workers.engine.graph.arena import Ending
+from workers.engine.graph.desk import Desk
+from workers.engine.graph.lane import EagerLane
+from workers.engine.graph.step import Choice, choose_best, choose_by_noise
+from workers.engine.graph.stream import Stream
+from workers.engine.graph.support import find_obstacle
+from workers.engine.graph.weights import take_weights
+from workers.engine.sampling import warpers
+from workers.engine.tokenizing import ModelTokenizer
+from workers.engine.transformers import not_finite
+
+CPU_BUDGET_TOKENS, CPU_MAX_ROWS = 32_768, 32
+GPU_BUDGET_TOKENS, GPU_MAX_ROWS = 262_144, 512
+
+
+def load(directory: Path, *, device: str, precision: Precision, threads: int = 0, budget_tokens: int = 0) -> GraphEngine:
+    """Load a T5 from a local directory; 0 leaves the threads of torch as they are and chooses the budget by device.
+
+    Raises:
+        InvalidSpec: the precision is not offered.
+        ModelUnreadable, UnsupportedModel: the directory holds no model that this engine runs.
+        ModelUnavailable: the device has no room for the model now.
+    """
+    if obstacle := find_obstacle(directory):
+        raise UnsupportedModel(f"The engine graph cannot run this model: {obstacle}. Use the engine auto or transformers.")
+    if threads:
+        torch.set_num_threads(threads)
+    # It is read on the host, so that the device holds it once.
+    dtype: Precision = "float32" if resolve_dtype(precision, device) == torch.float32 else "bfloat16"
+    loaded = load_model(directory, device="cpu", precision=dtype)
+    return GraphEngine(loaded, device=device, budget_tokens=budget_tokens, directory=directory)
+
+
+class GraphEngine(BatchedEngine):
+    """Greedy and sampled decoding of a T5; beams are another engine's work.
+
+    The texts are those of `transformers`, token for token in float32. A list of outcomes holds the rows that have left since
+    the last one, while others are in flight. An adapter is merged into the weights when its rows come.
+    """
+
+    name = "graph"
+
+    def __init__(
+        self, loaded: LoadedModel, *, device: str = "cpu", budget_tokens: int = 0, directory: Path | None = None
+    ) -> None:
+        start, ends = _read_special_tokens(loaded)
+        weights = take_weights(loaded.model, device=device)
+        self._tokenizer = ModelTokenizer(loaded.tokenizer, weights.shape.vocabulary)
+        self._ends = frozenset(ends)
+        self._directory = directory
+        self.device = str(weights.embedding.device)
+        self.dtype = str(weights.embedding.dtype).removeprefix("torch.")
+        self._base_bytes = self.weight_bytes = weights.bytes
+        is_cpu = self.device == "cpu"
+        self.budget_tokens = budget_tokens or (CPU_BUDGET_TOKENS if is_cpu else GPU_BUDGET_TOKENS)
+        self.max_rows = CPU_MAX_ROWS if is_cpu else GPU_MAX_ROWS
+        self._desk = Desk(weights, EagerLane, start=start, ends=ends, budget_tokens=self.budget_tokens, max_rows=self.max_rows)
+
+    def add_adapter(self, digest: str, directory: Path) -> None:
+        """Read the adapter of a directory; on a CPU it counts in `weight_bytes` until it is removed.
+
+        Raises:
+            ModelUnreadable, UnsupportedModel: it is no adapter of this base.
+        """
+        if self._desk.merger is None:
+            assert self._directory is not None, "the engine was made without its files"
+            self._desk.merger = Merger(self._desk.weights, self._directory)
+        self._desk.merger.add(digest, directory)
+        self._weigh()
+
+    def adapted(self, digest: str) -> Engine:
+        """Return the engine of the base with this adapter; it ends with the base's."""
+        return AdaptedEngine(self, partial(self._run, adapter=digest), self._encode)
+
+    def remove_adapter(self, digest: str) -> None:
+        """Forget an adapter; rows in flight go back first."""
+        self._desk.clear()
+        if self._desk.merger is not None:
+            self._desk.merger.remove(digest)
+            self._weigh()
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        desk = self._desk
+        del self._desk
+        desk.give_back_memory()
+        gc.collect()
+
+    def _weigh(self) -> None:
+        # On a GPU adapters wait on the host, and merging takes no memory of the device.
+        assert self._desk.merger is not None
+        self.weight_bytes = self._base_bytes + (self._desk.merger.bytes if self.device == "cpu" else 0)
+
+    def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+        return self._tokenizer.encode(texts, limit)
+
+    def _run(
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        adapter: str | None = None,
+    ) -> Iterator[list[Outcome]]:
+        assert parameters.num_beams == 1, "this engine decodes one text per row"
+        return Stream(self._desk, rows, parameters, _choice(parameters), self._finish, adapter).run(should_stop)
+
+    def _forward(
+        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+    ) -> list[Outcome] | None:
+        outcomes = [outcome for some in self._run(rows, parameters, should_stop) for outcome in some]
+        return outcomes if len(outcomes) == len(rows) else None
+
+    def _finish(self, row: Row, ending: Ending) -> Outcome:
+        tokens = ending.tokens
+        if ending.bad_step is not None:
+            return Failure(row.prompt.key, not_finite(ending.bad_step))
+        return Completion(
+            key=row.prompt.key,
+            text=self._tokenizer.decode(tokens),
+            finish_reason="stop" if tokens[-1] in self._ends else "length",
+            tokens_in=len(row.tokens),
+            tokens_out=len(tokens),
+            truncated=row.truncated,
+        )
+
+
+def _choice(parameters: GenerationParameters) -> Choice:
+    return partial(choose_by_noise, warp=warpers(parameters)) if parameters.do_sample else choose_best
+
+
+def _read_special_tokens(loaded: LoadedModel) -> tuple[int, list[int]]:
+    """Return the token that every text starts from, and those that end one."""
+    special = loaded.special_tokens
+    if "forced_bos_token_id" in special:
+        raise UnsupportedModel("The engine graph runs no model with a forced first token. Use the engine auto or transformers.")
+    start, ends = special.get("decoder_start_token_id", special.get("bos_token_id")), special.get("eos_token_id", [])
+    assert isinstance(start, int), "load_model takes no model without a start token"
+    return start, ends if isinstance(ends, list) else [ends]

@@ -1,0 +1,64 @@
+"""How steps are run: a lane runs one after another on an arena and says, as late as it likes, which rows are done."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from torch import Tensor
+
+from workers.engine.graph.arena import Arena, View
+from workers.engine.graph.encoder import align
+from workers.engine.graph.step import Choice, decode_step
+from workers.engine.graph.weights import T5Weights
+
+
+class Lane(Protocol):
+    """Runs the steps of one arena with one choice of tokens."""
+
+    def fit(self, needed: View, size: View) -> View:
+        """Return the view to run a step in: at least what is needed, at most the arena's size."""
+        ...
+
+    def step(self, view: View) -> None:
+        """Run one step."""
+        ...
+
+    def read_done(self) -> list[bool] | None:
+        """Return which slots were done after an earlier step, or None when that is not known yet."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what was to be read: a row has come or gone, so what is known of its slot is no longer about it."""
+        ...
+
+
+class EagerLane:
+    """Runs steps at once, on any device. `lag` is by how many steps the reading of what is done stays behind."""
+
+    def __init__(self, weights: T5Weights, arena: Arena, choice: Choice, *, lag: int = 0) -> None:
+        self._weights = weights
+        self._arena = arena
+        self._choice = choice
+        self._lag = lag
+        self._unread: deque[Tensor] = deque()
+
+    def fit(self, needed: View, size: View) -> View:
+        """Return what is needed, aligned."""
+        return View(needed.slots, min(align(needed.source), size.source), min(align(needed.steps), size.steps))
+
+    def step(self, view: View) -> None:
+        """Run one step."""
+        decode_step(self._weights, self._arena, view, self._choice)
+        self._unread.append(self._arena.is_done.clone())
+
+    def read_done(self) -> list[bool] | None:
+        """Return which slots were done `lag` steps ago, or None when so many were not run yet."""
+        if len(self._unread) <= self._lag:
+            return None
+        done: list[bool] = self._unread.popleft().tolist()
+        return done
+
+    def forget(self) -> None:
+        """Drop what was to be read."""
+        self._unread.clear()
