@@ -145,7 +145,7 @@ class Runner:
             self._has_lost_device = "CUDA error" in str(error)
             log.error("chunk_failed", job_id=chunk.job_id, chunk=chunk.chunk_key, failures=chunk.failures + 1, exc_info=error)
             return partial(chunk_rows.fail, claim=chunk, error=known, budgets=budgets(self.settings))
-        return partial(_finish, chunk=chunk, last_words=last_words)
+        return partial(chunk_rows.finish, claim=chunk, last_words=last_words)
 
     def _claim(self) -> Claim | None:
         """Return the next chunk, waiting for the database as long as it takes."""
@@ -184,12 +184,6 @@ class Runner:
             ring_waiting(self.database, self.bells, self.settings)
         except StoreUnavailable as error:
             log.warning("bell_not_passed_on", reason=error.message)
-
-
-def _finish(connection: Connection, chunk: Claim, last_words: Ending | None) -> None:
-    chunk_rows.finish(connection, chunk)
-    if last_words is not None:
-        last_words(connection)
 
 
 def _ask_for_larger_device(connection: Connection, chunk: Claim, needed_bytes: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from sqlalchemy import event, func, select, text
 
+from gistmill.db import chunks as chunk_rows
 from gistmill.db import speed
 from gistmill.db.session import Database
 from gistmill.db.speed import KEPT, Measurement, Work
@@ -15,7 +17,6 @@ from gistmill.errors import LeaseLost
 from gistmill.specs import GenerationParameters
 from tests.support.bench import TEXTS, Bench, work_until_completed
 from tests.support.jobs import MODEL_DIGEST, expire_leases, first_tenant, job_row, make_job, make_worker, take
-from workers.runner import _finish
 
 WORK = Work.of(MODEL_DIGEST, "native", GenerationParameters())
 TOOK = Measurement(
@@ -114,9 +115,7 @@ def test_worker_that_lost_its_chunk_notes_no_speed(database: Database) -> None:
     with database.write() as connection:
         connection.execute(chunks.update().values(epoch=chunks.c.epoch + 1))
     with pytest.raises(LeaseLost):
-        database.transact(
-            lambda connection: _finish(connection, claim, lambda inside: speed.record(inside, TOOK)),
-        )
+        database.transact(partial(chunk_rows.finish, claim=claim, last_words=partial(speed.record, measurement=TOOK)))
     with database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(measured_speeds)) == 0
     assert job_row(database, job)["state"] == "running"
