@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, select, text
 
 from gistmill.db.jobs import JobRows, takes
-from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, jobs
-from gistmill.states import JobKind
+from gistmill.db.tables import dataset_dialogues, dataset_rows
 
 # A chunk is about this much work, so that little is lost with a worker and all workers end at about the same time.
 CHUNK_S = 30.0
@@ -19,8 +18,6 @@ DIALOGUES_AT_UNKNOWN_SPEED = 256
 # A large job may have larger ones: at its end, workers wait for each other at most for this part of what each has done.
 MOST_AT_UNKNOWN_SPEED = 1024
 TAIL = 64
-# The speed is measured on the last chunks of at most as many jobs.
-CHUNKS_TO_MEASURE = 20
 PAGE = 5_000
 
 
@@ -84,33 +81,3 @@ def selected_ranks(connection: Connection, dataset_key: int, rows: JobRows) -> I
         .order_by(dataset_dialogues.c.rank)
     )
     yield from connection.execute(query, execution_options={"yield_per": PAGE}).scalars()
-
-
-def measured_speed(connection: Connection, tenant_key: int, model_digest: str) -> float | None:
-    """Return how many dialogues a worker ends per second with this model, or None when nobody has run it yet.
-
-    Jobs are asked from the newest on, each by its index of finished chunks, until enough chunks are together. Jobs that were
-    taken up again do not count: their chunks ended anew after a few items.
-    """
-    newest = (
-        select(jobs.c.key)
-        .where(jobs.c.tenant_key == tenant_key, jobs.c.model_digest == model_digest)
-        .where(jobs.c.attempt == 1, jobs.c.kind == JobKind.SUMMARIZE)
-        .order_by(jobs.c.key.desc())
-        .limit(CHUNKS_TO_MEASURE)
-    )
-    measured, dialogues, seconds = 0, 0, 0.0
-    for job_key in connection.execute(newest).scalars().all():
-        last = (
-            select(chunks.c.dialogues, (chunks.c.finished_at - chunks.c.started_at).label("seconds"))
-            .where(chunks.c.job_key == job_key, chunks.c.finished_at.is_not(None), chunks.c.outcome == "done")
-            .order_by(chunks.c.finished_at.desc())
-            .limit(CHUNKS_TO_MEASURE - measured)
-            .subquery()
-        )
-        sums = select(func.count(), func.coalesce(func.sum(last.c.dialogues), 0), func.coalesce(func.sum(last.c.seconds), 0.0))
-        row = connection.execute(sums).one()
-        measured, dialogues, seconds = measured + row[0], dialogues + int(row[1]), seconds + float(row[2])
-        if measured >= CHUNKS_TO_MEASURE:
-            break
-    return dialogues / seconds if dialogues and seconds > 0 else None

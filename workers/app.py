@@ -134,7 +134,7 @@ class Worker:
             host=TrainingHost(self.settings.data_dir / "training", self.device.kind),
         )
         return {
-            JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, worker),
+            JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, worker, device_name=self.device.name),
             JobKind.FINETUNE: finetune,
             JobKind.EVALUATE: EvaluateHandler(self.database, worker),
         }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -97,6 +99,7 @@ class Residence:
         self._load_stall_s = load_stall_s
         self._engines: OrderedDict[Resident, Engine] = OrderedDict()
         self._without_greedy: set[Resident] = set()
+        self._load_s: WeakKeyDictionary[Engine, float] = WeakKeyDictionary()
 
     def get(
         self,
@@ -131,6 +134,10 @@ class Residence:
     def resident(self) -> tuple[str, ...]:
         """Return what is loaded, by the digests that jobs name: of base models, and of bases and adapters together."""
         return tuple(sorted({combined_digest(place.digest, place.adapter) for place in self._engines}))
+
+    def load_s(self, engine: Engine) -> float | None:
+        """Return the seconds that this engine, or an adapter's part of it, took to load, without the fetch of its files."""
+        return self._load_s.get(engine)
 
     def clear(self) -> None:
         """Close every engine."""
@@ -171,11 +178,13 @@ class Residence:
         directory = self._get_files(place.digest, ticker)
         self._make_room(_weigh(directory), keep=place)
         point("load.begun", digest=place.digest)
+        began_at = time.perf_counter()
         engine = load(directory, place.precision)
         if engine is not None:
             self._engines[place] = engine
+            seconds = self._load_s[engine] = time.perf_counter() - began_at
             made = {"engine": engine.name, "device": engine.device, "dtype": engine.dtype}
-            log.info("model_loaded", digest=place.digest, adapter=place.adapter, **made)
+            log.info("model_loaded", digest=place.digest, adapter=place.adapter, seconds=round(seconds, 3), **made)
         return engine
 
     def _get_adapted(self, place: Resident, base: Engine, ticker: Ticker) -> Engine:
@@ -187,14 +196,16 @@ class Residence:
         assert place.adapter is not None
         directory = self._get_files(place.adapter, ticker)
         self._make_room(_weigh(directory), keep=place)
+        began_at = time.perf_counter()
         try:
             base.add_adapter(place.adapter, directory)
         except (MemoryError, ModelUnavailable) as error:
             # It is nobody's failure: the chunk goes back for a while.
             raise DeviceFull from error
-        self._engines[place] = base.adapted(place.adapter)
-        log.info("adapter_loaded", digest=place.adapter, base=place.digest)
-        return self._engines[place]
+        engine = self._engines[place] = base.adapted(place.adapter)
+        seconds = self._load_s[engine] = time.perf_counter() - began_at
+        log.info("adapter_loaded", digest=place.adapter, base=place.digest, seconds=round(seconds, 3))
+        return engine
 
     def _get_files(self, digest: str, ticker: Ticker) -> Path:
         ticker.enter(self._load_stall_s)

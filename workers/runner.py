@@ -40,6 +40,8 @@ from workers.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
+Ending = Callable[[Connection], None]
+
 # An empty claim passes the bell on at most this often: many bells for little work would otherwise ring each other.
 RING_AFTER_EMPTY_S = 1.0
 REST_S = 10.0
@@ -115,10 +117,10 @@ class Runner:
             self.heartbeat.unwatch()
         log.info("chunk_left", job_id=chunk.job_id, chunk=chunk.chunk_key, seconds=round(time.monotonic() - started_at, 3))
 
-    def _handle(self, chunk: Claim, handle: Callable[[], None]) -> Callable[[Connection], None] | None:
+    def _handle(self, chunk: Claim, handle: Callable[[], Ending | None]) -> Ending | None:
         """Run the handler; return the statement that ends the chunk, or None when it is no longer ours."""
         try:
-            handle()
+            last_words = handle()
         except (LeaseLost, StoreUnavailable):
             raise
         except JobEnded:
@@ -143,7 +145,7 @@ class Runner:
             self._has_lost_device = "CUDA error" in str(error)
             log.error("chunk_failed", job_id=chunk.job_id, chunk=chunk.chunk_key, failures=chunk.failures + 1, exc_info=error)
             return partial(chunk_rows.fail, claim=chunk, error=known, budgets=budgets(self.settings))
-        return partial(chunk_rows.finish, claim=chunk)
+        return partial(chunk_rows.finish, claim=chunk, last_words=last_words)
 
     def _claim(self) -> Claim | None:
         """Return the next chunk, waiting for the database as long as it takes."""

@@ -8,6 +8,7 @@ the chunk, and closes the chunk instead.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +65,10 @@ def read_wish(connection: Connection, claim: Claim) -> Wish:
     return Wish(is_owned, JobState(row.state), row.paused)
 
 
-def finish(connection: Connection, claim: Claim) -> None:
+def finish(connection: Connection, claim: Claim, *, last_words: Callable[[Connection], None] | None = None) -> None:
     """Mark the chunk done; whoever brings the job's remaining chunks to zero ends the job.
+
+    `last_words` writes what its worker has to say of it, after all that others wait for.
 
     Raises:
         LeaseLost: the chunk is no longer this claim's.
@@ -73,6 +76,8 @@ def finish(connection: Connection, claim: Claim) -> None:
     guard(connection, claim, state=ChunkState.DONE, outcome="done", owner=None, lease_until=None, finished_at=db_now())
     _free_worker(connection, claim.worker)
     count_down(connection, claim.job_key, 1)
+    if last_words is not None:
+        last_words(connection)
 
 
 def release(connection: Connection, claim: Claim, *, delay_s: float = 0.0) -> None:

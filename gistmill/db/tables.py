@@ -1,7 +1,8 @@
 """The tables. They are ours and may change; the views in views.py are the contract.
 
-Only tenants, datasets, jobs, chunks, models and workers are ever updated. The rest is insert-only, save that a later attempt
-of a job may replace an error in `results`. Big tables have integer keys; what users name has a time-ordered id beside its key.
+Only tenants, datasets, jobs, chunks, models, workers and measured speeds are ever updated. The rest is insert-only, save that a
+later attempt of a job may replace an error in `results`. Big tables have integer keys; what users name has a time-ordered id
+beside its key.
 Times are seconds since 1970 as floats, read from the database's own clock (clock.py).
 
 Tables with a row per dialogue or item have no foreign keys: their rows are written in the same transaction as, or after, what
@@ -494,4 +495,29 @@ workers = Table(
     Column("started_at", Float, nullable=False),
     Column("seen_at", Float, nullable=False),
     Index("ix_workers_seen_at", "seen_at"),
+)
+
+# What chunks took lately, by what decides it. No tenant's: `version_digest` names the files whose owners may read of it.
+measured_speeds = Table(
+    "measured_speeds",
+    metadata,
+    Column("model_digest", String(64), primary_key=True),
+    Column("precision", String(10), primary_key=True),
+    Column("max_new_tokens", Integer, primary_key=True, autoincrement=False),
+    Column("num_beams", Integer, primary_key=True, autoincrement=False),
+    Column("do_sample", Boolean, primary_key=True),
+    Column("engine", String(30), primary_key=True),
+    Column("device_name", String(200), primary_key=True),
+    Column("dtype", String(20), primary_key=True),
+    Column("version_digest", String(64), nullable=False),
+    # Sums in which older chunks count less and less, hence no whole numbers.
+    Column("dialogues", Float, nullable=False),
+    Column("tokens_in", Float, nullable=False),
+    Column("tokens_out", Float, nullable=False),
+    Column("seconds", Float, nullable=False),
+    # Of the last load and the last warm-up that was measured.
+    Column("load_s", Float),
+    Column("warmup_s", Float),
+    Column("chunks", BigInteger, nullable=False),
+    Column("measured_at", Float, nullable=False),
 )

@@ -356,9 +356,39 @@ _WORKERS = SqlView(
     ),
 )
 
+_SPEED = SqlView(
+    "v_speed",
+    "One row per model version, generation parameters, engine and device that were measured: what the last chunks took.",
+    "FROM models m CROSS JOIN measured_speeds s WHERE TENANT(m.tenant_key) AND s.version_digest = m.digest",
+    _columns(
+        ("model", "text", _MODEL, "The model version, name@version; all versions with the same files."),
+        ("model_digest", "text", "s.model_digest", "The sha256 that names what ran: an adapter's with its base."),
+        ("engine", "text", "s.engine", "The engine that ran."),
+        ("device_name", "text", "s.device_name", "What the device is called."),
+        ("dtype", "text", "s.dtype", "The number format that it computed in."),
+        ("precision", "text", "s.precision", "native, float32, bfloat16 or int8, as asked for."),
+        ("max_new_tokens", "integer", "s.max_new_tokens", "The limit of a summary's length."),
+        ("num_beams", "integer", "s.num_beams", "Beams; 1 is greedy, or sampling."),
+        ("do_sample", "boolean", "s.do_sample", "Whether it sampled."),
+        ("dialogues_per_s", "real", "s.dialogues / NULLIF(s.seconds, 0)", "Dialogues per second in the engine, by one worker."),
+        (
+            "tokens_per_s",
+            "real",
+            "(s.tokens_in + s.tokens_out) / NULLIF(s.seconds, 0)",
+            "Tokens read and written per second in the engine, without load and warm-up; null until a second micro-batch.",
+        ),
+        ("tokens_in_mean", "real", "s.tokens_in / NULLIF(s.dialogues, 0)", "Mean tokens that the model read per dialogue."),
+        ("tokens_out_mean", "real", "s.tokens_out / NULLIF(s.dialogues, 0)", "Mean tokens that it wrote per dialogue."),
+        ("load_s", "real", "s.load_s", "Seconds that the last load of the model took, conversion included, fetching not."),
+        ("warmup_s", "real", "s.warmup_s", "What the first micro-batch after a load last took beyond its work."),
+        ("chunks", "integer", "s.chunks", "Chunks measured; about the last 20 decide the speeds."),
+        ("measured_at", "time", "TIME(s.measured_at)", "When the last chunk was measured."),
+    ),
+)
+
 VIEWS = (
     _JOBS, _SUMMARIES, _ERRORS, _SCORES, _ROUGE, _COMPARISONS, _SIDE_BY_SIDE, _EXPERIMENTS, _DATASETS, _MODELS, _METRICS,
-    _WORKERS,
+    _WORKERS, _SPEED,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,10 +10,12 @@ from sqlalchemy import Connection, Row, select
 
 from gistmill import plan
 from gistmill.db import prompts as prompt_rows
+from gistmill.db import speed as speeds
 from gistmill.db import workers
 from gistmill.db.jobs import JobRows
 from gistmill.db.prompts import NewPrompt
 from gistmill.db.session import Database
+from gistmill.db.speed import Work
 from gistmill.db.tables import jobs, models
 from gistmill.errors import InvalidSpec, UnknownJob
 from gistmill.plan import Range
@@ -68,7 +70,7 @@ def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = Non
         return replace(waiting, needs=(maker.key,), model_job_key=maker.key)
     model = planning.resolve_model(made or spec.model)
     _check_int8(planning.database, spec, model)
-    ranges = plan_ranges(planning, dataset, taken, model.digest)
+    ranges = plan_ranges(planning, dataset, taken, Work.of(model.digest, spec.precision, spec.generation))
     return Draft(
         spec=spec.model_copy(update={"model": made or spec.model}),
         dataset_key=dataset.key,
@@ -107,16 +109,29 @@ def find_product(connection: Connection, job_key: int) -> str | None:
     return None if row is None else f"{row.name}@{row.version}"
 
 
-def plan_ranges(planning: Planning, dataset: Row[Any], rows: JobRows, model_digest: str | None) -> tuple[Range, ...]:
-    """Cut these rows into chunks of a size that suits the model's measured speed and the live workers."""
+def plan_ranges(planning: Planning, dataset: Row[Any], rows: JobRows, work: Work | None) -> tuple[Range, ...]:
+    """Cut these rows into chunks of a size that suits the measured speed of this work and the live workers."""
     with planning.database.read() as connection:
-        speed = None if model_digest is None else plan.measured_speed(connection, planning.tenant_key, model_digest)
+        live = find_writers(connection, within_s=planning.live_within_s)
         size = plan.chunk_size(
             min(rows.count, dataset.dialogues),
-            live_workers=workers.count_live(connection, within_s=planning.live_within_s),
-            dialogues_per_s=speed,
+            live_workers=len(live),
+            dialogues_per_s=None if work is None else _find_speed(connection, work, live),
         )
         return cut_rows(connection, dataset, rows, size)
+
+
+def find_writers(connection: Connection, *, within_s: float) -> list[str]:
+    """Return what the device of each live worker that writes summaries is called."""
+    live = workers.live(connection, within_s=within_s)
+    return [row.device_name for row in live if JobKind.SUMMARIZE in row.kinds]
+
+
+def _find_speed(connection: Connection, work: Work, live: Sequence[str]) -> float | None:
+    """Return the mean dialogues per second of a worker on one of these devices, or on any when none of them has run it."""
+    found = {speed.device_name: speed.dialogues_per_s for speed in speeds.find(connection, work)}
+    known = [found[name] for name in live if name in found] or list(found.values())
+    return sum(known) / len(known) if known else None
 
 
 def cut_rows(connection: Connection, dataset: Row[Any], rows: JobRows, size: int) -> tuple[Range, ...]:

@@ -18,10 +18,9 @@ from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs, training_metrics
 from gistmill.db.training import Point, record
 from gistmill.errors import GistmillError, InvalidDataset, InvalidSpec, LeaseLost, NameTaken, NothingToRetry, UnsupportedModel
-from gistmill.plan import measured_speed
 from gistmill.readback import get_job, iterate_metrics, read_metrics
 from tests.support.finetune import Model, add_model, load_pairs, submit_finetune
-from tests.support.jobs import expire_leases, first_tenant, make_job, make_worker, take
+from tests.support.jobs import expire_leases, first_tenant, make_worker, take
 
 PAIRS = [(f"Ann: hello {number}", f"Ann says hello {number}.") for number in range(20)]
 NOW = Budgets(max_failures=3, max_crashes=3, retry_base_s=1e-6)
@@ -182,22 +181,6 @@ def test_completed_training_is_not_run_again_and_a_cancelled_one_is(database: Da
     assert row_of(database, stopped).state == "cancelled"
     retry(database, first_tenant(database), stopped, Missing())
     assert claimed(database).job_id == stopped
-
-
-def test_training_does_not_count_as_the_speed_of_its_base(database: Database, base: Model, data: str) -> None:
-    submit_finetune(database, base, data)
-    claim = claimed(database)
-    database.transact(lambda connection: chunk_rows.finish(connection, claim))
-    job = make_job(database, ["one", "two"], model_digest=base.digest)
-    written = take(database, make_worker(database, "writer"))
-    assert written is not None
-    with database.write() as connection:
-        connection.execute(update(chunks).where(chunks.c.job_key != job).values(started_at=0.0))
-    database.transact(lambda connection: chunk_rows.finish(connection, written))
-    with database.read() as connection:
-        speed = measured_speed(connection, first_tenant(database), base.digest)
-    assert speed is not None
-    assert speed > 1
 
 
 def test_cursor_that_cannot_be_read_is_an_error(database: Database, base: Model, data: str) -> None:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, func, select, update
 
+from gistmill.db import speed
 from gistmill.db.check import check
 from gistmill.db.claim import Claim
 from gistmill.db.pending import load_pending
 from gistmill.db.session import Database
+from gistmill.db.speed import Measurement, Work
 from gistmill.db.tables import chunks, datasets, job_rows, jobs, models, recipes
 from gistmill.errors import (
     DatasetLoading,
@@ -26,8 +28,7 @@ from gistmill.errors import (
     UnknownModel,
     UnknownPrompt,
 )
-from gistmill.plan import measured_speed
-from gistmill.specs import SummarizeSpec
+from gistmill.specs import GenerationParameters, SummarizeSpec
 from gistmill.submit import submit_job
 from tests.support.jobs import chunk_rows_of, first_tenant, make_dataset, make_worker, take
 from tests.support.rows import add
@@ -291,19 +292,36 @@ def test_fifty_requests_with_one_key_make_one_job(database: Database, resolve: C
 def test_chunks_follow_the_measured_speed(database: Database, resolve: Callable[[str], Model]) -> None:
     make_dataset(database, [f"dialogue {number}" for number in range(1000)])
     tenant = first_tenant(database)
-    first, _ = submit_job(database, tenant, spec_of(), resolve_model=resolve)
-    with database.read() as connection:
-        assert measured_speed(connection, tenant, MODEL_DIGEST) is None
-    database.transact(
-        lambda connection: connection.execute(
-            update(chunks).values(state="done", outcome="done", started_at=100.0, finished_at=350.0)
-        )
-    )
+    slow = note_speed(MODEL_DIGEST, dialogues_per_s=1.0)
 
-    second, _ = submit_job(database, tenant, spec_of(), resolve_model=resolve)
+    def size_of(**fields: Any) -> int:
+        job_id, _ = submit_job(database, tenant, spec_of(**fields), resolve_model=resolve)
+        return int(chunk_rows_of(database, job_of(database, job_id).key)[0].dialogues)
 
-    with database.read() as connection:
-        assert measured_speed(connection, tenant, MODEL_DIGEST) == pytest.approx(1.0)
-        assert measured_speed(connection, tenant, "c" * 64) is None
-    assert [chunk.dialogues for chunk in chunk_rows_of(database, job_of(database, first).key)] == [250] * 4
-    assert [chunk.dialogues for chunk in chunk_rows_of(database, job_of(database, second).key)][:2] == [30, 30]
+    assert size_of() == 250
+    database.transact(slow)
+    assert size_of() == 30
+    # Nobody has measured beams yet.
+    assert size_of(generation={"num_beams": 2}) == 250
+    assert size_of(precision="float32") == 250
+
+
+def test_speed_of_live_workers_counts_more_than_that_of_workers_that_left(
+    database: Database, resolve: Callable[[str], Model]
+) -> None:
+    make_dataset(database, [f"dialogue {number}" for number in range(1000)])
+    database.transact(note_speed(MODEL_DIGEST, dialogues_per_s=1.0, device_name="cpu"))
+    database.transact(note_speed(MODEL_DIGEST, dialogues_per_s=3.0, device_name="left"))
+    make_worker(database, "alive")
+    make_worker(database, "scoring", kinds=("evaluate",))
+
+    job_id, _ = submit_job(database, first_tenant(database), spec_of(), resolve_model=resolve)
+
+    assert chunk_rows_of(database, job_of(database, job_id).key)[0].dialogues == 30
+
+
+def note_speed(model_digest: str, *, dialogues_per_s: float, device_name: str = "CPU") -> Callable[[Connection], None]:
+    """Return what notes that a worker is so fast with the default parameters."""
+    work = Work.of(model_digest, "native", GenerationParameters())
+    took = Measurement(work, model_digest, "fake", device_name, "none", 100, 1000, 100, 100 / dialogues_per_s)
+    return lambda connection: speed.record(connection, took)

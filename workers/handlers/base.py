@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+from sqlalchemy import Connection
 
 from gistmill.db.claim import Claim
 from gistmill.errors import Stopped
@@ -34,7 +37,8 @@ class Lease(Protocol):
 class Handler(Protocol):
     """Carries out one chunk.
 
-    `run` returns when every item of the chunk has its end. It may be called again for the same chunk, by this worker or
+    `run` returns when every item of the chunk has its end, and may return what is to be written last in the transaction that
+    finishes the chunk. It may be called again for the same chunk, by this worker or
     another, and then does only what is missing.
 
     Raises:
@@ -43,5 +47,6 @@ class Handler(Protocol):
         Unavailable: trying again later is safe.
     """
 
-    def run(self, claim: Claim, lease: Lease) -> None:
+    def run(self, claim: Claim, lease: Lease) -> Callable[[Connection], None] | None:
         """Carry out the chunk."""
+        ...

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import structlog
+from sqlalchemy import Connection
 
 from gistmill.db import prompts as prompt_rows
 from gistmill.db import results as result_rows
@@ -15,6 +16,7 @@ from gistmill.db.models import ModelParts, parts_of
 from gistmill.db.pending import Unit, load_pending
 from gistmill.db.results import Found, Lost, Made
 from gistmill.db.session import Database
+from gistmill.db.speed import Work
 from gistmill.errors import GenerationFailed
 from gistmill.faults import point
 from gistmill.prompts import PromptTemplate
@@ -22,6 +24,7 @@ from gistmill.settings import WorkerSettings
 from gistmill.specs import SummarizeSpec
 from workers.engine.base import Completion, Engine, Outcome, Prompt
 from workers.handlers.base import Lease
+from workers.measuring import ChunkMeter, Meter
 from workers.residence import Residence
 
 log = structlog.get_logger(__name__)
@@ -33,30 +36,34 @@ ROWS = 1024
 class SummarizeHandler:
     """Carries out chunks of summarize jobs."""
 
-    def __init__(self, database: Database, residence: Residence, settings: WorkerSettings) -> None:
+    def __init__(self, database: Database, residence: Residence, settings: WorkerSettings, *, device_name: str = "CPU") -> None:
         self.database = database
         self.residence = residence
         self.settings = settings
+        # A test may exchange the residence.
+        self.meter = Meter(device_name, lambda engine: self.residence.load_s(engine))
         self._parts: dict[int, ModelParts] = {}
         self._templates: dict[tuple[int, str], PromptTemplate] = {}
 
-    def run(self, claim: Claim, lease: Lease) -> None:
-        """Give every item of the chunk its end; see `Handler`."""
+    def run(self, claim: Claim, lease: Lease) -> Callable[[Connection], None] | None:
+        """Give every item of the chunk its end; return what notes its speed. See `Handler`."""
         spec = SummarizeSpec.model_validate(claim.spec)
+        chunk = ChunkMeter(self.meter, Work.of(claim.model_digest, spec.precision, spec.generation))
         while units := self._load_pending(claim, spec):
             lease.check()
             # The chunk is done when SQL says that nothing is pending, never because of what was sent there: a database that
             # was restored, or failed over to a standby, may have lost the last commits.
-            if self._end(claim, lease, spec, units) == 0:
+            if self._end(claim, lease, spec, units, chunk) == 0:
                 raise GenerationFailed("The engine gave no outcome for any row.")
+        return chunk.ending()
 
-    def _end(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit]) -> int:
+    def _end(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit], chunk: ChunkMeter) -> int:
         """Record what exists of these units and generate the rest; return how many items ended."""
         found = self._find(claim, spec, units)
         ended = self._record(claim, lease, found=found) if found else 0
         known = {(item.unit.dialogue_key, item.unit.draw) for item in found}
         missing = [unit for unit in units if (unit.dialogue_key, unit.draw) not in known]
-        return ended + (self._generate(claim, lease, spec, missing) if missing else 0)
+        return ended + (self._generate(claim, lease, spec, missing, chunk) if missing else 0)
 
     def _load_pending(self, claim: Claim, spec: SummarizeSpec) -> list[Unit]:
         with self.database.read() as connection:
@@ -67,7 +74,7 @@ class SummarizeHandler:
         with self.database.read() as connection:
             return result_rows.find_generations(connection, claim, units, with_truncated=with_truncated)
 
-    def _generate(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit]) -> int:
+    def _generate(self, claim: Claim, lease: Lease, spec: SummarizeSpec, units: Sequence[Unit], chunk: ChunkMeter) -> int:
         """Generate these units and record them batch by batch; return how many items ended."""
         parts = self._find_parts(claim)
         engine = self.residence.get(
@@ -91,6 +98,7 @@ class SummarizeHandler:
             on_overflow=spec.on_overflow,
             should_stop=lease.should_stop,
         )
+        batches = chunk.timed(engine, batches, version_digest=parts.adapter_digest or parts.base_digest)
         for outcomes in gathered(batches, for_s=self.settings.commit_s):
             made = [_made(units[item.key], item, engine) for item in outcomes if isinstance(item, Completion)]
             lost = [Lost(units[item.key], item.error) for item in outcomes if not isinstance(item, Completion)]
