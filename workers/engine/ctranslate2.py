@@ -22,8 +22,8 @@ from gistmill.specs import GenerationParameters
 from models_store import converted
 from models_store.store import Store
 from workers.engine import conversion
-from workers.engine.base import Completion, Failure, Outcome
-from workers.engine.batched import BatchedEngine, BatchFailed, Row
+from workers.engine.base import Completion, Failure, Outcome, Row
+from workers.engine.batched import BatchedEngine, BatchFailed
 from workers.engine.checkpoint import load_tokenizer
 from workers.engine.tokenizing import ModelTokenizer
 from workers.engine.transformers import FORWARD_ERRORS, blame, not_finite
