@@ -28,7 +28,10 @@ EXIT_HUNG = 70
 
 
 class Watch:
-    """What the handler of one chunk and the heartbeat share: progress one way, the reason to stop the other way."""
+    """What the handler of one chunk and the heartbeat share: progress one way, the reason to stop the other way.
+
+    Threads that work for the handler may ask for the reason and `check_write`; only the handler's own thread notes progress.
+    """
 
     def __init__(self, claim: Claim, *, write_until: float, drain: threading.Event) -> None:
         self.claim = claim
@@ -38,6 +41,7 @@ class Watch:
         self._limit_s = float("inf")
         self._ticked_at = time.monotonic()
         self.stopped_at: float | None = None
+        self._stopping = threading.Lock()
 
     def enter(self, limit_s: float) -> None:
         """Begin a phase that may stand still for at most `limit_s` seconds."""
@@ -55,11 +59,10 @@ class Watch:
 
     def reason(self) -> Stopped | None:
         """Return why to stop, or None; notes no progress, for a handler that waits for somebody else's."""
-        if self._reason is None:
-            if time.monotonic() >= self.write_until:
-                self.stop(LeaseLost("The lease ended before it could be renewed."))
-            elif self._drain.is_set():
-                self.stop(Draining())
+        if time.monotonic() >= self.write_until:
+            self.stop(LeaseLost("The lease ended before it could be renewed."))
+        elif self._reason is None and self._drain.is_set():
+            self.stop(Draining())
         return self._reason
 
     def check(self) -> None:
@@ -74,17 +77,23 @@ class Watch:
     def check_write(self) -> None:
         """Return when finished work may be recorded: also while draining or paused, but never without the lease.
 
+        It notes no progress: a kernel that hangs must lose its lease although what it made before is still being recorded.
+
         Raises:
             LeaseLost: the lease is lost, or may be.
         """
-        if self.should_stop() and isinstance(self._reason, LeaseLost):
-            raise self._reason
+        reason = self.reason()
+        if isinstance(reason, LeaseLost):
+            raise reason
 
     def stop(self, reason: Stopped) -> None:
         """Ask the handler to stop; the first reason stands, save that a lost lease overrules it."""
-        if self._reason is None or isinstance(reason, LeaseLost):
-            self._reason = reason
-            self.stopped_at = self.stopped_at or time.monotonic()
+        with self._stopping:
+            if self._reason is None or (isinstance(reason, LeaseLost) and not isinstance(self._reason, LeaseLost)):
+                # A handler that was told to end gracefully has its time from when it lost the lease.
+                if not isinstance(self._reason, Stalled):
+                    self.stopped_at = time.monotonic()
+                self._reason = reason
 
     @property
     def is_stalled(self) -> bool:

@@ -15,13 +15,14 @@ from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, dialogue
 
 
 class Unit(NamedTuple):
-    """One generation to make or find, and the items of the chunk that wait for it."""
+    """One generation to make or find, and the items of the chunk that wait for it. `rank` is that of the dialogue."""
 
     dialogue_key: int
     draw: int
     digest: str
     text: str
     rows: tuple[int, ...]
+    rank: int
 
 
 class _Shape(NamedTuple):
@@ -32,20 +33,25 @@ class _Shape(NamedTuple):
     has_codes: bool
 
 
-def load_pending(connection: Connection, claim: Claim, *, limit: int, is_sampling: bool) -> list[Unit]:
-    """Return the next units of the chunk that have no end yet, shortest dialogues first; empty when the chunk is done.
+def load_pending(
+    connection: Connection, claim: Claim, *, limit: int, is_sampling: bool, first_rank: int | None = None
+) -> list[Unit]:
+    """Return the units of the next `limit` items of the chunk that have no end yet, shortest dialogues first.
 
-    Equal dialogues become one unit; when sampling, every row draws anew and is a unit of its own.
+    Equal dialogues become one unit; when sampling, every row draws anew and is a unit of its own. Nothing is returned when
+    the chunk is done, or with `first_rank` when it is done from that rank on.
     """
-    rows = connection.execute(_texts(_shape_of(claim)), _values_of(claim) | {"most": limit}).all()
-    grouped: dict[tuple[int, int], tuple[str, str, list[int]]] = {}
-    for row_number, dialogue_key, occurrence, digest, text in rows:
+    values = _values_of(claim) | {"most": limit}
+    if first_rank is not None:
+        values["first_rank"] = first_rank
+    grouped: dict[tuple[int, int], tuple[str, str, list[int], int]] = {}
+    for row_number, dialogue_key, occurrence, digest, text, rank in connection.execute(_texts(_shape_of(claim)), values).all():
         work = (dialogue_key, occurrence if is_sampling else 0)
         if work in grouped:
             grouped[work][2].append(row_number)
         else:
-            grouped[work] = (digest, text, [row_number])
-    return [Unit(*work, digest, text, tuple(numbers)) for work, (digest, text, numbers) in grouped.items()]
+            grouped[work] = (digest, text, [row_number], rank)
+    return [Unit(*work, digest, text, tuple(rows), rank) for work, (digest, text, rows, rank) in grouped.items()]
 
 
 def pending_ranks(connection: Connection, chunk_key: int) -> list[int]:
@@ -83,7 +89,7 @@ def _texts(shape: _Shape) -> Select[Any]:
     """The pending items with what the model reads, in the order in which they are worked off."""
     return (
         _items(shape)
-        .add_columns(dialogues.c.digest, dialogues.c.text)
+        .add_columns(dialogues.c.digest, dialogues.c.text, dataset_dialogues.c.rank)
         .join(dialogues, dialogues.c.key == dataset_rows.c.dialogue_key)
         .order_by(dataset_dialogues.c.rank, dataset_rows.c.row_number)
         .limit(bindparam("most"))

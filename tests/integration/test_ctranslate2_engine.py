@@ -27,8 +27,7 @@ from tests.support.models import END, PAD, dialogues, make_tiny_bart, make_tiny_
 from tests.support.models import vary_outputs as vary
 from tests.support.ties import first_difference, is_near_tie
 from workers.engine import conversion
-from workers.engine.base import Completion, Engine, Failure, Outcome
-from workers.engine.batched import Row
+from workers.engine.base import Completion, Engine, Failure, Outcome, Row
 from workers.engine.checkpoint import load_model
 from workers.engine.ctranslate2 import CTranslate2Engine, load
 from workers.engine.loading import EngineName, load_engine, load_greedy_engine

@@ -12,6 +12,7 @@ from gistmill.db.check import check
 from gistmill.db.tables import generations, jobs, results
 from tests.support.bench import FAST, TEXTS, Bench, errors_of
 from tests.support.jobs import chunk_rows_of, job_row, make_job
+from tests.support.servers import wait_until
 from workers.engine.base import Outcome
 from workers.engine.fake import FakeEngine
 
@@ -31,11 +32,12 @@ def test_commits_that_the_database_lost_are_noticed_before_the_chunk_is_done(ben
     class Forgetful(FakeEngine):
         """Takes the first commit back, as a failover to a standby that lags would."""
 
-        has_forgotten = False
+        batches = 0
 
         def _forward(self, *args: Any) -> list[Outcome] | None:
-            if not self.has_forgotten and job_row(bench.database, job)["succeeded"]:
-                type(self).has_forgotten = True
+            type(self).batches += 1
+            if self.batches == 2:
+                wait_until(lambda: job_row(bench.database, job)["succeeded"] > 0, what="the first commit")
                 bench.database.transact(forget)
             return super()._forward(*args)
 
@@ -47,7 +49,7 @@ def test_commits_that_the_database_lost_are_noticed_before_the_chunk_is_done(ben
     bench.engine = Forgetful
     bench.handler.settings = FAST.model_copy(update={"commit_s": 0.0})  # Else all is recorded at once, and nothing to forget.
     bench.runner.work()
-    assert Forgetful.has_forgotten
+    assert Forgetful.batches > 2
     row = job_row(bench.database, job)
     assert (row["state"], row["succeeded"], row["not_run"]) == ("completed", 12, 0)
     assert check(bench.database) == []
@@ -93,9 +95,9 @@ def test_work_that_exists_is_not_generated_again(bench: Bench) -> None:
     asked: list[str] = []
 
     class Noting(FakeEngine):
-        def generate(self, prompts: Any, *args: Any, **options: Any) -> Iterator[list[Outcome]]:
-            asked.extend(prompt.text for prompt in prompts)
-            return super().generate(prompts, *args, **options)
+        def complete(self, rows: Any, *args: Any) -> Iterator[list[Outcome]]:
+            asked.extend(row.prompt.text for row in rows)
+            return super().complete(rows, *args)
 
     bench.engine = Noting
     make_job(bench.database, TEXTS[:6])

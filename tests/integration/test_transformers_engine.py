@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from gistmill.errors import (
 from gistmill.specs import GenerationParameters
 from tests.integration.test_engine_conformance import BEAMS, GIST_TINY, GREEDY, complete, prompts_of
 from tests.support.models import dialogues, make_tiny_bart, make_tiny_t5
-from workers.engine.base import Completion, Failure, Outcome
-from workers.engine.batched import Row
-from workers.engine.checkpoint import load_model
+from workers.engine.base import Completion, Failure, Outcome, Row
+from workers.engine.checkpoint import load_model, load_tokenizer
+from workers.engine.tokenizing import ModelTokenizer
 from workers.engine.transformers import TransformersEngine, is_device_lost, is_out_of_memory, load
 
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -316,3 +317,29 @@ def test_checkpoint_that_cannot_be_used_is_named(
 
     with pytest.raises(error, match="copy"):
         load(directory, device="cpu", precision="native")
+
+
+def test_one_thread_encodes_and_cuts_while_another_decodes() -> None:
+    tokenizer = ModelTokenizer(load_tokenizer(GIST_TINY), 2**31)
+    texts = dialogues(8)
+    tokens = tokenizer.encode(texts, None)
+    broken: list[BaseException] = []
+    is_over = threading.Event()
+
+    def decode() -> None:
+        try:
+            while not is_over.is_set():
+                assert all(tokenizer.decode(row) for row in tokens)
+        except RuntimeError as error:
+            broken.append(error)
+
+    threads = [threading.Thread(target=decode) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        assert all(len(row) <= 5 for row in tokenizer.encode(texts, 5))
+        assert tokenizer.encode(texts, None) == tokens
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert broken == []

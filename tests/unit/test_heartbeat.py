@@ -151,3 +151,25 @@ def test_asking_for_the_reason_to_stop_is_no_progress(claim: Claim) -> None:
     watch = Watch(claim, write_until=float("inf"), drain=threading.Event())
     watch.enter(0.05)
     wait_until(lambda: watch.reason() is None and watch.is_stalled, timeout_s=5)
+
+
+def test_asking_whether_to_write_is_no_progress(claim: Claim) -> None:
+    watch = Watch(claim, write_until=float("inf"), drain=threading.Event())
+    watch.enter(0.05)
+
+    def has_stalled() -> bool:
+        watch.check_write()
+        return watch.is_stalled
+
+    wait_until(has_stalled, timeout_s=5)
+
+
+def test_draining_worker_notices_by_its_own_clock_that_its_lease_may_have_ended(claim: Claim) -> None:
+    watch = Watch(claim, write_until=float("inf"), drain=threading.Event())
+    watch.stop(Draining())
+    assert watch.stopped_at is not None
+    watch.stopped_at -= STOP_LIMIT_S
+    watch.write_until = time.monotonic()
+    with pytest.raises(LeaseLost):
+        watch.check_write()
+    assert not watch.must_abandon, "its time to stop begins when it lost the lease"

@@ -22,7 +22,7 @@ from gistmill.errors import ModelUnavailable, ModelUnreadable
 from gistmill.specs import GenerationParameters, Overflow
 from models_store import adapters as stored
 from models_store.adapters import Adapter
-from workers.engine.base import Engine, Outcome, Prompt
+from workers.engine.base import Engine, Failure, Outcome, Prompt, Row
 
 LOAD_ERRORS = (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
 PREFIX = "lora_"
@@ -135,10 +135,27 @@ class AdaptedEngine:
         on_overflow: Overflow,
         should_stop: Callable[[], bool],
     ) -> Iterator[list[Outcome]]:
-        """Yield the outcomes of each micro-batch; see `Engine.generate`."""
-        batches = self._base.generate(
-            prompts, parameters, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop
+        """Read and complete these prompts; see `Engine.generate`."""
+        return self._switching(
+            self._base.generate(
+                prompts, parameters, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop
+            )
         )
+
+    def read(
+        self, prompts: Sequence[Prompt], *, max_input_tokens: int, on_overflow: Overflow, should_stop: Callable[[], bool]
+    ) -> list[Row | Failure]:
+        """Return each prompt as the model reads it, or why it must not: an adapter reads as its base does."""
+        return self._base.read(prompts, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop)
+
+    def complete(
+        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+    ) -> Iterator[list[Outcome]]:
+        """Yield the outcomes of each micro-batch; see `Engine.complete`."""
+        return self._switching(self._base.complete(rows, parameters, should_stop))
+
+    def _switching(self, batches: Iterator[list[Outcome]]) -> Iterator[list[Outcome]]:
+        """Let the adapter be on its base only while a micro-batch is made."""
         while True:
             with self._rack.active(self._digest):
                 outcomes = next(batches, None)

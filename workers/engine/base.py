@@ -1,4 +1,8 @@
-"""What an engine is: prompts in, completions out as they finish. Imports no torch, so that any worker can name these types."""
+"""What an engine is: prompts in, completions out as they finish. Imports no torch, so that any worker can name these types.
+
+An engine works in two steps, so that a caller can read the next prompts while the model is busy with these: `read` is the
+tokenizer's work, `complete` the model's.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,14 @@ class Prompt(NamedTuple):
     key: int
     text: str
     noise: tuple[str, int] = ("", 0)
+
+
+class Row(NamedTuple):
+    """A prompt as the model reads it."""
+
+    prompt: Prompt
+    tokens: list[int]
+    truncated: bool
 
 
 class Completion(NamedTuple):
@@ -59,6 +71,27 @@ class Engine(Protocol):
     dtype: str
     weight_bytes: int
 
+    def read(
+        self, prompts: Sequence[Prompt], *, max_input_tokens: int, on_overflow: Overflow, should_stop: Callable[[], bool]
+    ) -> list[Row | Failure]:
+        """Return each prompt as the model reads it, in their order, or why the model must not see it.
+
+        Another thread may call it while `complete` runs. `should_stop` is polled every few prompts; once it says True, what
+        was read by then is returned.
+        """
+        ...
+
+    def complete(
+        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+    ) -> Iterator[list[Outcome]]:
+        """Yield the outcomes of each micro-batch as soon as it is finished; every row has exactly one.
+
+        `should_stop` is polled at every decode step, by the calling thread or by one of the engine's while that one waits,
+        never by two at once; it must be quick and must not raise. Once it says True, complete returns without the unfinished
+        micro-batch: what was yielded stays.
+        """
+        ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -68,11 +101,9 @@ class Engine(Protocol):
         on_overflow: Overflow,
         should_stop: Callable[[], bool],
     ) -> Iterator[list[Outcome]]:
-        """Yield the outcomes of each micro-batch as soon as it is finished; every prompt has exactly one.
+        """Read and complete these prompts in one thread.
 
-        `should_stop` is polled at every decode step, by the calling thread or by one of the engine's while that one waits,
-        never by two at once; it must be quick and must not raise. Once it says True, generate returns without the unfinished
-        micro-batch: what was yielded stays.
+        The first list holds those that failed before the model saw them, if there are any; see `read` and `complete`.
         """
         ...
 

@@ -9,26 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import structlog
 
 from gistmill.errors import DeviceOutOfMemory, GenerationFailed, InputTooLong, ItemError
 from gistmill.specs import GenerationParameters, Overflow
-from workers.engine.base import Failure, Outcome, Prompt
+from workers.engine.base import Failure, Outcome, Prompt, Row
 from workers.engine.batching import pack, padded_tokens
 
 log = structlog.get_logger(__name__)
 
 ENCODE_ROWS = 256
-
-
-class Row(NamedTuple):
-    """A prompt as the model reads it."""
-
-    prompt: Prompt
-    tokens: list[int]
-    truncated: bool
 
 
 class BatchFailed(Exception):
@@ -84,23 +75,24 @@ class BatchedEngine(ABC):
         on_overflow: Overflow,
         should_stop: Callable[[], bool],
     ) -> Iterator[list[Outcome]]:
-        """Yield the outcomes of each micro-batch as soon as it is finished; see `Engine.generate`.
+        """Read and complete these prompts; see `Engine.generate`."""
+        read = self.read(prompts, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop)
+        if len(read) < len(prompts):
+            return
+        if refused := [item for item in read if isinstance(item, Failure)]:
+            yield list[Outcome](refused)
+        yield from self.complete([item for item in read if isinstance(item, Row)], parameters, should_stop)
 
-        The first list holds the prompts that failed before the model saw them, if there are any.
-        """
-        rows: list[Row] = []
-        refused: list[Outcome] = []
+    def read(
+        self, prompts: Sequence[Prompt], *, max_input_tokens: int, on_overflow: Overflow, should_stop: Callable[[], bool]
+    ) -> list[Row | Failure]:
+        """Return each prompt as the model reads it, or why it must not; see `Engine.read`."""
+        read: list[Row | Failure] = []
         for start in range(0, len(prompts), ENCODE_ROWS):
             if should_stop():
-                return
-            for read in self._read(prompts[start : start + ENCODE_ROWS], max_input_tokens, on_overflow):
-                if isinstance(read, Row):
-                    rows.append(read)
-                else:
-                    refused.append(read)
-        if refused:
-            yield refused
-        yield from self._run(rows, parameters, should_stop)
+                break
+            read += self._read(prompts[start : start + ENCODE_ROWS], max_input_tokens, on_overflow)
+        return read
 
     def _read(self, prompts: Sequence[Prompt], max_input_tokens: int, on_overflow: Overflow) -> Iterator[Row | Failure]:
         limit = min(max_input_tokens, self.max_positions or max_input_tokens)
@@ -133,9 +125,10 @@ class BatchedEngine(ABC):
             message = f"A limit of {limit} input tokens leaves no room for text. Raise --max-input-tokens."
             return Failure(prompt.key, InputTooLong(message, limit=limit))
 
-    def _run(
+    def complete(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
     ) -> Iterator[list[Outcome]]:
+        """Yield the outcomes of each micro-batch as soon as it is finished; see `Engine.complete`."""
         beams = parameters.num_beams
         batches = pack(
             [len(row.tokens) for row in rows],

@@ -22,8 +22,8 @@ from gistmill.specs import GenerationParameters, Precision, digest_of
 from models_store import converted
 from models_store.store import Store
 from workers.engine import conversion
-from workers.engine.base import Completion, Failure, Outcome
-from workers.engine.batched import BatchedEngine, BatchFailed, Row
+from workers.engine.base import Completion, Failure, Outcome, Row
+from workers.engine.batched import BatchedEngine, BatchFailed
 from workers.engine.checkpoint import load_tokenizer
 from workers.engine.conversion import ComputeType
 from workers.engine.tokenizing import ModelTokenizer

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from gistmill.errors import DeviceOutOfMemory, GenerationFailed
 from gistmill.faults import point
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Completion, Outcome
-from workers.engine.batched import BatchedEngine, BatchFailed, Row
+from workers.engine.base import Completion, Outcome, Row
+from workers.engine.batched import BatchedEngine, BatchFailed
 
 POISON = "[[poison]]"
 LONGEST_WAIT_S = 0.05

@@ -15,8 +15,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from gistmill.errors import DeviceOutOfMemory, GenerationFailed, ItemError
 from gistmill.specs import GenerationParameters, Precision
-from workers.engine.base import Completion, Engine, Failure, Outcome
-from workers.engine.batched import BatchedEngine, BatchFailed, Row
+from workers.engine.base import Completion, Engine, Failure, Outcome, Row
+from workers.engine.batched import BatchedEngine, BatchFailed
 from workers.engine.checkpoint import LoadedModel, load_model
 from workers.engine.sampling import sampling_processors
 from workers.engine.tokenizing import ModelTokenizer

@@ -12,7 +12,11 @@ from gistmill.errors import Stopped
 
 
 class Lease(Protocol):
-    """What a handler sees of its lease. The heartbeat's Watch is one."""
+    """What a handler sees of its lease. The heartbeat's Watch is one.
+
+    `enter`, `tick`, `should_stop` and `check` note progress and belong to the thread that runs the chunk; `reason` and
+    `check_write` may be called by threads that work for it.
+    """
 
     def enter(self, limit_s: float) -> None:
         """Begin a phase that may stand still for at most `limit_s` seconds."""
@@ -31,7 +35,10 @@ class Lease(Protocol):
         """Raise the reason to stop, if there is one."""
 
     def check_write(self) -> None:
-        """Raise LeaseLost when nothing may be written any more; other reasons to stop let finished work be recorded."""
+        """Raise LeaseLost when nothing may be written any more; other reasons to stop let finished work be recorded.
+
+        It notes no progress.
+        """
 
 
 class Handler(Protocol):

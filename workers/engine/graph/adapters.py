@@ -18,8 +18,8 @@ from gistmill.errors import ModelUnreadable
 from gistmill.specs import GenerationParameters
 from models_store import adapters as stored
 from models_store.weights import is_weight_file
-from workers.engine.base import Outcome
-from workers.engine.batched import BatchedEngine, Row
+from workers.engine.base import Outcome, Row
+from workers.engine.batched import BatchedEngine
 from workers.engine.graph.weights import T5Weights
 
 LOAD_ERRORS = (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
@@ -121,15 +121,16 @@ class AdaptedEngine(BatchedEngine):
     def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
         return self._encode_text(texts, limit)
 
-    def _run(
+    def complete(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
     ) -> Iterator[list[Outcome]]:
+        """Yield outcomes as rows end; see `Engine.complete`."""
         return self._run_adapted(rows, parameters, should_stop)
 
     def _forward(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
     ) -> list[Outcome] | None:
-        outcomes = [outcome for some in self._run(rows, parameters, should_stop) for outcome in some]
+        outcomes = [outcome for some in self.complete(rows, parameters, should_stop) for outcome in some]
         return outcomes if len(outcomes) == len(rows) else None
 
 

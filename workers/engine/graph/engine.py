@@ -11,8 +11,8 @@ import torch
 
 from gistmill.errors import UnsupportedModel
 from gistmill.specs import GenerationParameters, Precision
-from workers.engine.base import Completion, Engine, Failure, Outcome
-from workers.engine.batched import BatchedEngine, Row
+from workers.engine.base import Completion, Engine, Failure, Outcome, Row
+from workers.engine.batched import BatchedEngine
 from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
 from workers.engine.graph.adapters import AdaptedEngine, Merger
 from workers.engine.graph.arena import Ending
@@ -87,7 +87,7 @@ class GraphEngine(BatchedEngine):
 
     def adapted(self, digest: str) -> Engine:
         """Return the engine of the base with this adapter; it ends with the base's."""
-        return AdaptedEngine(self, partial(self._run, adapter=digest), self._encode)
+        return AdaptedEngine(self, partial(self.complete, adapter=digest), self._encode)
 
     def remove_adapter(self, digest: str) -> None:
         """Forget an adapter; rows in flight go back first."""
@@ -111,20 +111,21 @@ class GraphEngine(BatchedEngine):
     def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
         return self._tokenizer.encode(texts, limit)
 
-    def _run(
+    def complete(
         self,
         rows: Sequence[Row],
         parameters: GenerationParameters,
         should_stop: Callable[[], bool],
         adapter: str | None = None,
     ) -> Iterator[list[Outcome]]:
+        """Yield outcomes as rows end, with the weights of an adapter when one is named; see `Engine.complete`."""
         assert parameters.num_beams == 1, "this engine decodes one text per row"
         return Stream(self._desk, rows, parameters, _choice(parameters), self._finish, adapter).run(should_stop)
 
     def _forward(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
     ) -> list[Outcome] | None:
-        outcomes = [outcome for some in self._run(rows, parameters, should_stop) for outcome in some]
+        outcomes = [outcome for some in self.complete(rows, parameters, should_stop) for outcome in some]
         return outcomes if len(outcomes) == len(rows) else None
 
     def _finish(self, row: Row, ending: Ending) -> Outcome:

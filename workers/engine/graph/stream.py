@@ -12,8 +12,7 @@ import torch
 
 from gistmill.errors import DeviceOutOfMemory, ItemError
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Failure, Outcome
-from workers.engine.batched import Row
+from workers.engine.base import Failure, Outcome, Row
 from workers.engine.graph.arena import Arena, Ending, View
 from workers.engine.graph.desk import Desk
 from workers.engine.graph.encoder import align, encode, pad_sources

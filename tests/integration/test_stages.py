@@ -1,0 +1,252 @@
+"""The three stages of a chunk: reading, generating and recording run at once, and none outlives its chunk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from gistmill.db.check import check
+from gistmill.db.claim import Claim
+from gistmill.db.pending import load_pending
+from gistmill.errors import JobEnded, StoreUnavailable
+from tests.support.bench import FAST, TEXTS, Bench
+from tests.support.jobs import job_row, make_job, take
+from tests.support.servers import wait_until
+from workers.engine.base import Outcome
+from workers.engine.fake import FakeEngine
+from workers.handlers import pages, recording
+from workers.heartbeat import Watch
+
+PAGE = 4
+
+
+@pytest.fixture(autouse=True)
+def _small_pages(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "ROWS", PAGE)
+    bench.handler.settings = FAST.model_copy(update={"commit_s": 0.0})
+
+
+def claim_of(bench: Bench) -> Claim:
+    claim = take(bench.database, bench.runner.claimant)
+    assert claim is not None
+    return claim
+
+
+def watch_of(claim: Claim) -> Watch:
+    return Watch(claim, write_until=float("inf"), drain=threading.Event())
+
+
+def at_record(monkeypatch: pytest.MonkeyPatch, act: Callable[[str], None]) -> None:
+    """Let the writer do this before and after each of its transactions, while it holds no connection."""
+    monkeypatch.setattr(recording, "point", lambda name, **_: act(name))
+
+
+def test_next_page_is_read_while_the_device_works_on_this_one(bench: Bench) -> None:
+    read: list[tuple[str, str]] = []
+
+    class Slow(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            read.extend((threading.current_thread().name[:6], text) for text in texts)
+            return super()._encode(texts, limit)
+
+        def _forward(self, rows: Any, *args: Any) -> list[Outcome] | None:
+            done = 1 + max(number for number, (_, text) in enumerate(read) if text == rows[-1].prompt.text)
+            wait_until(lambda: len(read) >= min(done + 1, len(TEXTS)), what="the next page")
+            return super()._forward(rows, *args)
+
+    bench.engine = Slow
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert job_row(bench.database, job)["succeeded"] == len(TEXTS)
+    assert [thread for thread, _ in read][PAGE:] == ["reader"] * (len(TEXTS) - PAGE)
+
+
+def test_device_goes_on_while_results_are_recorded(bench: Bench) -> None:
+    job = make_job(bench.database, TEXTS)
+
+    class Watching(FakeEngine):
+        batches = 0
+
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            # What was made before is recorded while this batch is being made, not when it has ended.
+            wait_until(lambda: job_row(bench.database, job)["succeeded"] == PAGE * self.batches, what="the commit")
+            type(self).batches += 1
+            return super()._forward(*args)
+
+    bench.engine = Watching
+    bench.runner.work()
+    assert (Watching.batches, job_row(bench.database, job)["succeeded"]) == (3, len(TEXTS))
+
+
+def test_stages_together_take_less_time_than_one_after_the_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    step_s = 0.15
+
+    class Slow(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            time.sleep(step_s)
+            return super()._encode(texts, limit)
+
+    at_record(monkeypatch, lambda name: time.sleep(step_s if name == "record.begun" else 0))
+    bench.engine = lambda: Slow(seconds_per_row=step_s / PAGE)
+    texts = TEXTS + [f"another {text}" for text in TEXTS]
+    make_job(bench.database, texts, per_chunk=len(texts))
+    claim = claim_of(bench)
+    began_at = time.monotonic()
+    bench.handler.run(claim, watch_of(claim))
+    assert time.monotonic() - began_at < 0.8 * 3 * step_s * len(texts) / PAGE
+
+
+@pytest.mark.parametrize("is_sampling", [False, True])
+def test_pages_share_no_dialogue_and_nothing_is_generated_twice(bench: Bench, *, is_sampling: bool) -> None:
+    asked: list[tuple[str, tuple[str, int]]] = []
+
+    class Noting(FakeEngine):
+        def complete(self, rows: Any, *args: Any) -> Iterator[list[Outcome]]:
+            asked.extend((row.prompt.text, row.prompt.noise) for row in rows)
+            return super().complete(rows, *args)
+
+    bench.engine = Noting
+    # Some stand on both sides of a page's end, and one has more items than a page.
+    texts = TEXTS * 3 + [TEXTS[5]] * 7
+    sampling = {"do_sample": True, "temperature": 1.0, "seed": 3}
+    job = make_job(bench.database, texts, per_chunk=64, spec={"generation": sampling} if is_sampling else {})
+    bench.runner.work()
+    row = job_row(bench.database, job)
+    generations = len(texts) if is_sampling else len(TEXTS)
+    assert (row["succeeded"], row["generated"], len(asked), len(set(asked))) == (len(texts), *[generations] * 3)
+    assert check(bench.database) == []
+
+
+def test_device_waits_for_nobody_but_a_writer_that_is_two_lots_behind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    written: list[str] = []
+
+    class Counting(FakeEngine):
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            begun.append(len(begun) + 1 - len(written))
+            return super()._forward(*args)
+
+    def crawl(name: str) -> None:
+        if name == "record.committed":
+            written.append(name)
+        else:
+            wait_until(lambda: len(begun) >= min(len(written) + 3, 6), what="a device that is ahead")
+
+    at_record(monkeypatch, crawl)
+    bench.engine = lambda: Counting(max_rows=2)
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert job_row(bench.database, job)["succeeded"] == len(TEXTS)
+    assert max(begun) == recording.MOST_UNFINISHED + 1
+
+
+def test_nothing_is_recorded_once_run_has_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(bench.database, TEXTS)
+    noted: list[str] = []
+    is_broken = threading.Event()
+
+    class Broken(FakeEngine):
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            if noted or is_broken.is_set():
+                is_broken.set()
+                raise RuntimeError("the device is gone")
+            noted.append("generated")
+            return super()._forward(*args)
+
+    def linger(name: str) -> None:
+        if name == "record.begun":
+            is_broken.wait(10)
+        noted.append(name)
+
+    at_record(monkeypatch, linger)
+    bench.engine = Broken
+    claim = claim_of(bench)
+    with pytest.raises(RuntimeError, match="gone"):
+        bench.handler.run(claim, watch_of(claim))
+    assert noted == ["generated", "record.begun", "record.committed"]
+    assert job_row(bench.database, job)["succeeded"] == PAGE
+
+
+def test_nobody_but_the_thread_that_runs_the_chunk_notes_progress(bench: Bench) -> None:
+    ticking: set[int] = set()
+
+    class Noting(Watch):
+        def tick(self) -> None:
+            ticking.add(threading.get_ident())
+            super().tick()
+
+    make_job(bench.database, TEXTS)
+    claim = claim_of(bench)
+    bench.handler.run(claim, Noting(claim, write_until=float("inf"), drain=threading.Event()))
+    assert ticking == {threading.get_ident()}
+
+
+def test_error_of_the_reader_ends_the_chunk_and_keeps_what_was_made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_in_reader(*args: Any, **options: Any) -> Any:
+        if threading.current_thread().name.startswith("reader"):
+            raise StoreUnavailable("away")
+        return load_pending(*args, **options)
+
+    monkeypatch.setattr(pages, "load_pending", fail_in_reader)
+    job = make_job(bench.database, TEXTS)
+    claim = claim_of(bench)
+    with pytest.raises(StoreUnavailable):
+        bench.handler.run(claim, watch_of(claim))
+    assert job_row(bench.database, job)["succeeded"] == PAGE
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), JobEnded(), KeyError("a bug")], ids=lambda e: type(e).__name__)
+def test_error_of_the_writer_ends_the_chunk_and_nothing_more_is_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tried: list[str] = []
+
+    class Counting(FakeEngine):
+        batches = 0
+
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            type(self).batches += 1
+            return super()._forward(*args)
+
+    def fail(name: str) -> None:
+        wait_until(lambda: Counting.batches == 3, what="a second lot that waits")
+        tried.append(name)
+        raise error
+
+    at_record(monkeypatch, fail)
+    bench.engine = Counting
+    job = make_job(bench.database, TEXTS)
+    claim = claim_of(bench)
+    with pytest.raises(type(error)):
+        bench.handler.run(claim, watch_of(claim))
+    assert (tried, job_row(bench.database, job)["succeeded"]) == (["record.begun"], 0)
+
+
+def test_writer_that_fails_stops_the_device_within_a_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        wait_until(lambda: Endless.batches == 2, what="the second batch")
+        raise StoreUnavailable("away")
+
+    class Endless(FakeEngine):
+        """Its second batch ends only when it is told to stop."""
+
+        batches = 0
+
+        def _forward(self, rows: Any, parameters: Any, should_stop: Callable[[], bool]) -> list[Outcome] | None:
+            type(self).batches += 1
+            if self.batches == 1:
+                return super()._forward(rows, parameters, should_stop)
+            wait_until(should_stop, what="being told to stop")
+            return None
+
+    at_record(monkeypatch, fail)
+    bench.engine = Endless
+    make_job(bench.database, TEXTS)
+    claim = claim_of(bench)
+    with pytest.raises(StoreUnavailable):
+        bench.handler.run(claim, watch_of(claim))
+    assert Endless.batches == 2

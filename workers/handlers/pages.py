@@ -1,0 +1,137 @@
+"""The pages of a chunk: what is to do next, looked up and tokenized while the device works on the page before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, wait
+from types import TracebackType
+from typing import NamedTuple
+
+from gistmill.db.claim import Claim
+from gistmill.db.pending import Unit, load_pending
+from gistmill.db.results import Found, find_generations
+from gistmill.db.session import Database
+from gistmill.prompts import PromptTemplate
+from gistmill.specs import SummarizeSpec
+from workers.engine.base import Engine, Failure, Prompt, Row
+
+# Rows looked up and generated in one go: enough for any batch, few enough that another worker's generations are soon seen.
+ROWS = 1024
+
+
+class Page(NamedTuple):
+    """Units that had no end when they were looked up: those whose generation exists, and those to generate.
+
+    `prompts` are those of the missing units, their keys are the places there; `read` is what an engine has read of them.
+    `next_rank` is where the next page begins, None where no more is pending.
+    """
+
+    found: list[Found]
+    missing: list[Unit]
+    prompts: list[Prompt]
+    read: list[Row | Failure]
+    next_rank: int | None
+
+    @property
+    def is_read(self) -> bool:
+        """True when an engine has read every prompt."""
+        return len(self.read) == len(self.prompts)
+
+
+class Pages:
+    """The pages of one chunk. No two that follow each other have a dialogue in common, so they may be worked on at once.
+
+    `find_template` gives the job's prompt, and is asked only when something is missing. On leaving its block the reader's
+    thread does nothing for this chunk any more.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        claim: Claim,
+        spec: SummarizeSpec,
+        *,
+        find_template: Callable[[], PromptTemplate],
+        reader: Executor,
+    ) -> None:
+        self._database = database
+        self._claim = claim
+        self._spec = spec
+        self._find_template = find_template
+        self._reader = reader
+        self._is_over = threading.Event()
+        self._coming: Future[Page | None] | None = None
+
+    def __enter__(self) -> Pages:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._is_over.set()
+        if self._coming is not None and not self._coming.cancel():
+            wait([self._coming])
+
+    def look(self) -> Page | None:
+        """Return the first page of what is pending in the whole chunk, or None when the chunk is done."""
+        return self._load(None, None)
+
+    def begin(self, first_rank: int | None, engine: Engine | None) -> None:
+        """Let the reader's thread look up the page that begins at this rank, and read it if there is an engine."""
+        self._coming = None if first_rank is None else self._reader.submit(self._load, first_rank, engine)
+
+    def take(self) -> Page | None:
+        """Return the page that was begun, waiting for it, or None when there is no more.
+
+        Raises:
+            StoreUnavailable: the reader got no answer.
+        """
+        coming, self._coming = self._coming, None
+        return None if coming is None else coming.result()
+
+    def read(self, page: Page, engine: Engine, should_stop: Callable[[], bool]) -> Page:
+        """Return the page with its prompts as the engine reads them; some are missing when told to stop."""
+        if page.is_read:
+            return page
+        spec = self._spec
+        read = engine.read(
+            page.prompts, max_input_tokens=spec.max_input_tokens, on_overflow=spec.on_overflow, should_stop=should_stop
+        )
+        return page._replace(read=read)
+
+    def _load(self, first_rank: int | None, engine: Engine | None) -> Page | None:
+        units, found, next_rank = self._look_up(first_rank)
+        if not units:
+            return None
+        known = {(item.unit.dialogue_key, item.unit.draw) for item in found}
+        missing = [unit for unit in units if (unit.dialogue_key, unit.draw) not in known]
+        prompts = self._render(missing) if missing else []
+        page = Page(found, missing, prompts, [], next_rank)
+        return page if engine is None else self.read(page, engine, self._is_over.is_set)
+
+    def _look_up(self, first_rank: int | None) -> tuple[list[Unit], list[Found], int | None]:
+        """Return the units of the page, those that exist already, and the rank behind it."""
+        spec, claim = self._spec, self._claim
+        with self._database.read() as connection:
+            units = load_pending(
+                connection, claim, limit=ROWS + 1, is_sampling=spec.generation.do_sample, first_rank=first_rank
+            )
+            units, next_rank = _cut(units)
+            with_truncated = spec.on_overflow == "truncate"
+            found = find_generations(connection, claim, units, with_truncated=with_truncated) if units else []
+        return units, found, next_rank
+
+    def _render(self, units: Sequence[Unit]) -> list[Prompt]:
+        template = self._find_template()
+        return [Prompt(number, template.render(unit.text), noise=(unit.digest, unit.draw)) for number, unit in enumerate(units)]
+
+
+def _cut(units: list[Unit]) -> tuple[list[Unit], int | None]:
+    """Leave the last dialogue to the next page when that was begun, for it may have more items than were looked up.
+
+    A dialogue that fills a page alone stays; what is left of it is found by the next look at the whole chunk.
+    """
+    if sum(len(unit.rows) for unit in units) <= ROWS:
+        return units, None
+    last = units[-1].rank
+    whole = [unit for unit in units if unit.rank != last]
+    return (whole, last) if whole else (units, last + 1)
