@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-finetune demo-experiment test check faults engines hosts coverage docs train-gist-tiny train-gist-tiny-base bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune demo-experiment test check faults engines hosts coverage docs train-gist-tiny train-gist-tiny-base bench bench-quick bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -63,6 +63,13 @@ train-gist-tiny: $(STAMP) ## Train the built-in model again and check it (about 
 train-gist-tiny-base: $(STAMP) ## Train the built-in base for tuning again and check how far tuning lifts it (about fifteen minutes)
 	$(BIN)/python -m scripts.train_gist_tiny_base
 	$(BIN)/python -m scripts.check_gist_tiny_base
+
+# A full run rewrites its section of docs/benchmarks.md; one on a file, or of some stages, writes nothing.
+bench: $(STAMP) ## Measure engines and the whole system beside every peer (quiet machine, under forty minutes)
+	$(BIN)/python -m benchmarks.generation $(if $(DATA),--data $(DATA)) $(if $(STAGES),--stages $(STAGES))
+
+bench-quick: $(STAMP) ## The same in three minutes, with wide limits on ratios, to catch a collapse
+	$(BIN)/python -m benchmarks.generation --size quick
 
 bench-faults: $(STAMP) ## Measure what a fault point costs when it is off
 	$(BIN)/python -m benchmarks.fault_points
