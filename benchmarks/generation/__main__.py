@@ -38,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run["peak_gflop_per_s"] = peak and round(peak / 1e9, 1)
     measured: dict[str, dict[str, Result]] = {}
     run["stages"] = {}
-    with tempfile.TemporaryDirectory(prefix="gm-bench-") as name:
-        for stage in SIZES[options.size]():
-            if not options.stages or stage.model in options.stages:
+    for stage in SIZES[options.size]():
+        if not options.stages or stage.model in options.stages:
+            # What a stage leaves behind is a few gigabytes.
+            with tempfile.TemporaryDirectory(prefix="gm-bench-") as name:
                 measured[stage.model], run["stages"][stage.model] = _measure(stage, Path(name), options, peak)
     goals = QUICK if options.size == "quick" else FULL
     verdicts = judge(goals, measured[JUDGED]) if JUDGED in measured and options.device == "cpu" else []

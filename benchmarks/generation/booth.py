@@ -48,12 +48,10 @@ def make(spec: dict[str, Any]) -> Contestant:
         return Loop(directory, device=device, most_tokens=most_tokens)
     if spec["kind"] == "sorted":
         return SortedBatches(directory, device=device, most_tokens=most_tokens)
-    precision, threads = spec["precision"], spec["threads"]
+    rest = {name: spec[name] for name in ("precision", "threads")} | {"scratch": Path(spec["scratch"])}
     if spec["kind"] == "ctranslate2":
-        return Direct(directory, device=device, most_tokens=most_tokens, precision=precision, threads=threads)
-    return OurEngine(
-        directory, engine=spec["engine"], device=device, most_tokens=most_tokens, precision=precision, threads=threads
-    )
+        return Direct(directory, device=device, most_tokens=most_tokens, **rest)
+    return OurEngine(directory, engine=spec["engine"], device=device, most_tokens=most_tokens, **rest)
 
 
 def _carry_out(command: dict[str, Any], contestant: Contestant, prompts: Sequence[str]) -> dict[str, Any]:

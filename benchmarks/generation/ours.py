@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ class OurEngine:
 
     setting = ""
 
-    def __init__(self, directory: Path, *, engine: str, device: str, most_tokens: int, precision: str, threads: int) -> None:
-        self._store = tempfile.TemporaryDirectory(prefix="gm-bench-")
-        self._engine = _load(engine, directory, Store(Path(self._store.name)), device, precision, threads)
+    def __init__(
+        self, directory: Path, *, scratch: Path, engine: str, device: str, most_tokens: int, precision: str, threads: int
+    ) -> None:
+        self._engine = _load(engine, directory, Store(scratch), device, precision, threads)
         self._parameters = GenerationParameters(max_new_tokens=most_tokens)
 
     def tune(self, prompts: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,13 +98,13 @@ class SortedBatches:
 class Direct:
     """CTranslate2 with all rows at once, sorted and cut into batches by itself, converted by its own converter."""
 
-    def __init__(self, directory: Path, *, device: str, most_tokens: int, precision: str, threads: int) -> None:
+    def __init__(self, directory: Path, *, device: str, scratch: Path, most_tokens: int, precision: str, threads: int) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         self._most_tokens = most_tokens
         self._device = device
         self._precision = precision if device == "cpu" or precision != "float32" else "bfloat16"
-        self._files = tempfile.TemporaryDirectory(prefix="gm-bench-")
-        TransformersConverter(str(directory)).convert(self._files.name, force=True)
+        self._files = str(scratch)
+        TransformersConverter(str(directory)).convert(self._files, force=True)
         limits = CPU_LIMITS if device == "cpu" else GPU_LIMITS
         # (workers, threads of each): one after the other, or side by side.
         shares = [(1, threads)] if device != "cpu" or threads == 1 else [(1, threads), (threads, 1)]
@@ -151,7 +150,7 @@ class Direct:
         if share not in self._translators:
             workers, threads = share
             self._translators[share] = ctranslate2.Translator(
-                self._files.name,
+                self._files,
                 device=self._device,
                 compute_type=self._precision,
                 inter_threads=workers,

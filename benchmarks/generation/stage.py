@@ -14,15 +14,15 @@ from benchmarks.generation.figures import Result
 from benchmarks.generation.models import make_model
 from benchmarks.generation.plan import SLOW, Stage
 from benchmarks.generation.seat import Seat
-from benchmarks.generation.system import Stack, System
+from benchmarks.generation.system import Form, Stack, System
 from benchmarks.generation.work import PROMPT, make_dialogues, make_short_dialogues, read_dialogues, spread_evenly
 from gistmill import prompts
 
 BUILT_IN = Path(__file__).resolve().parents[2] / "models_store" / "builtin"
 FIRST_ROWS = 4
 TRIAL_ROWS = 12
-# The whole system needs a job of some size before a worker is warm: it loads, converts and tunes with the first one.
-WARM_ROWS = 8
+# The least chunk: so many rows for each worker make one chunk for each, and a worker is warm after its first.
+WARM_ROWS = 16
 
 
 class Measurement:
@@ -54,11 +54,14 @@ class Measurement:
 
     def _take_seat(self, entry: Any, stack: ExitStack) -> Seat:
         self._say(f"starting {entry.name}")
+        scratch = self._directory / f"{entry.name}.files"
+        scratch.mkdir()
         seat = Seat(
             entry,
             self._directory / f"{entry.name}.log",
             model=str(self.model),
             prompts=str(self._write_prompts()),
+            scratch=str(scratch),
             device=self._device,
             threads=self._threads,
             most_tokens=self._stage.most_tokens,
@@ -71,16 +74,24 @@ class Measurement:
         return seat
 
     def _start_systems(self, stack: ExitStack) -> list[System]:
-        systems = []
-        for workers, forms in ((1, self._stage.one_worker), (2, self._stage.two_workers)):
-            if forms:
-                self._say(f"starting a stack of {workers}")
-                directory = self._directory / f"stack-{workers}"
-                made = Stack(directory, self.model, workers=workers, most_tokens=self._stage.most_tokens, device=self._device)
-                stack.callback(made.stop)
-                systems += [System(made, form, self.dialogues) for form in forms]
-        for system in systems:
-            system.warm_up(self._spread(WARM_ROWS))
+        return [
+            system
+            for workers, forms in ((1, self._stage.one_worker), (2, self._stage.two_workers))
+            if forms
+            for system in self._start_stack(workers, forms, stack)
+        ]
+
+    def _start_stack(self, workers: int, forms: Sequence[Form], stack: ExitStack) -> list[System]:
+        """Start a stack and warm its workers up, once for each precision: another one is another model to them."""
+        self._say(f"starting a stack with workers: {workers}")
+        directory = self._directory / f"stack-{workers}"
+        made = Stack(directory, self.model, workers=workers, most_tokens=self._stage.most_tokens, device=self._device)
+        stack.callback(made.stop)
+        systems = [System(made, form, self.dialogues) for form in forms]
+        for precision in {form.precision for form in forms}:
+            first = next(system for system in systems if system.form.precision == precision)
+            self._say(f"warming up {first.result.name}")
+            first.warm_up(self._spread(WARM_ROWS * workers))
         return systems
 
     def _limit(self, seats: Sequence[Seat]) -> None:
