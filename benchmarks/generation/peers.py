@@ -17,7 +17,8 @@ from benchmarks.generation.work import spread_evenly
 
 CPU_BATCHES, GPU_BATCHES = (16, 8, 32), (256, 128, 512)
 # What a batch may hold, and of what kind; the first is kept when nothing is tried.
-CPU_LIMITS = (("tokens", 4_096), ("tokens", 2_048), ("examples", 32), ("examples", 16))
+CPU_LIMITS = (("tokens", 4_096), ("tokens", 2_048), ("examples", 32))
+SIDE_BY_SIDE_LIMITS = (("tokens", 2_048), ("examples", 16))
 GPU_LIMITS = (("examples", 256), ("examples", 128), ("examples", 512))
 Setting = TypeVar("Setting")
 
@@ -76,7 +77,8 @@ class SortedBatches:
         tokens: list[list[int]] = self._tokenizer(list(prompts))["input_ids"]
         ranked = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
         batches = [ranked[start : start + self._size] for start in range(0, len(ranked), self._size)]
-        chosen = [batches[n] for n in spread_evenly(range(len(batches)), max(1, round(most_rows / self._size)))]
+        wanted = len(batches) if most_rows >= len(ranked) else max(1, round(most_rows / self._size))
+        chosen = [batches[number] for number in spread_evenly(range(len(batches)), wanted)]
         texts, written = {}, 0
         for batch in chosen:
             for row, (text, count) in zip(batch, self._complete([tokens[row] for row in batch]), strict=True):
@@ -106,12 +108,13 @@ class Direct:
         self._files = str(scratch)
         TransformersConverter(str(directory)).convert(self._files, force=True)
         limits = CPU_LIMITS if device == "cpu" else GPU_LIMITS
-        # (workers, threads of each): one after the other, or side by side.
-        shares = [(1, threads)] if device != "cpu" or threads == 1 else [(1, threads), (threads, 1)]
-        self._settings = [(share, limit) for share in shares for limit in limits]
+        # (workers, threads of each): batches one after the other, or side by side.
+        self._settings = [((1, threads), limit) for limit in limits]
+        if device == "cpu" and threads > 1:
+            self._settings += [((threads, 1), limit) for limit in SIDE_BY_SIDE_LIMITS]
         self._translators: dict[tuple[int, int], Any] = {}
         self._chosen = self._settings[0]
-        self._get_translator(shares[0])
+        self._get_translator(self._chosen[0])
 
     @property
     def setting(self) -> str:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
+from benchmarks.generation.contestants import LOOP, SORTED, Entry
 from benchmarks.generation.figures import Result
 from benchmarks.generation.models import make_model
-from benchmarks.generation.plan import SLOW, Stage
+from benchmarks.generation.plan import MOST_ROWS, SLOW, Stage
 from benchmarks.generation.seat import Seat
 from benchmarks.generation.system import Form, Stack, System
 from benchmarks.generation.work import PROMPT, make_dialogues, make_short_dialogues, read_dialogues, spread_evenly
@@ -21,6 +21,9 @@ from gistmill import prompts
 BUILT_IN = Path(__file__).resolve().parents[2] / "models_store" / "builtin"
 FIRST_ROWS = 4
 TRIAL_ROWS = 12
+FEWEST_SLOW_ROWS = {LOOP.name: 4, SORTED.name: 16}
+# The largest batch that is tried must be full.
+LEAST_TUNE_ROWS = 32
 # The least chunk: so many rows for each worker make one chunk for each, and a worker is warm after its first.
 WARM_ROWS = 16
 
@@ -52,7 +55,7 @@ class Measurement:
         self._check(results)
         return results
 
-    def _take_seat(self, entry: Any, stack: ExitStack) -> Seat:
+    def _take_seat(self, entry: Entry, stack: ExitStack) -> Seat:
         self._say(f"starting {entry.name}")
         scratch = self._directory / f"{entry.name}.files"
         scratch.mkdir()
@@ -70,7 +73,8 @@ class Measurement:
         seat.warm_up(self._spread(FIRST_ROWS))
         if self._stage.tune_rows:
             self._say(f"tuning {entry.name}")
-            seat.tune(self._spread(self._stage.tune_rows))
+            wanted = self._stage.tune_rows
+            seat.tune(self._spread(max(wanted, LEAST_TUNE_ROWS) if entry.kind == "sorted" else wanted))
         return seat
 
     def _start_systems(self, stack: ExitStack) -> list[System]:
@@ -96,6 +100,11 @@ class Measurement:
 
     def _limit(self, seats: Sequence[Seat]) -> None:
         """Choose the rows of a round, and how many of them the slow contestants take, by a short trial of each."""
+        if not self._stage.round_s:
+            self.rows = self._spread(self._stage.least_rows)
+            for seat in seats:
+                seat.most_rows = FEWEST_SLOW_ROWS.get(seat.entry.name, seat.most_rows)
+            return
         trial = self._spread(TRIAL_ROWS)
         speeds = {seat.entry.name: seat.answer(trial).rows_per_s for seat in seats if seat.entry.kind != "loop"}
         fastest = [speed for name, speed in speeds.items() if name not in SLOW]
@@ -136,5 +145,5 @@ class Measurement:
 
 def _find_dialogues(stage: Stage, data: Path | None) -> list[str]:
     if data is not None:
-        return read_dialogues(data, stage.most_rows)
-    return make_short_dialogues(stage.most_rows) if stage.ends_by_itself else make_dialogues(stage.most_rows)
+        return read_dialogues(data, MOST_ROWS)
+    return make_short_dialogues(MOST_ROWS) if stage.ends_by_itself else make_dialogues(MOST_ROWS)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.generation import __main__ as command
 from benchmarks.generation import plan, report
 from benchmarks.generation.contestants import DIRECT, LOOP, SORTED, Answer
 from benchmarks.generation.figures import Result, Round, agreement, padded_positions, ratio, ratio_range
@@ -176,3 +177,21 @@ def test_the_section_of_the_page_is_replaced_and_the_rest_stays(tmp_path: Path, 
 def test_the_page_has_the_section_that_a_full_run_replaces() -> None:
     page = report.DOCS.read_text(encoding="utf-8")
     assert page.count(report.BEGIN) == page.count(report.END) == 1
+
+
+@pytest.mark.parametrize(("system_per_s", "status"), [(8.0, 0), (3.0, 1)], ids=["as it should be", "collapsed"])
+def test_quick_run_fails_when_a_ratio_has_collapsed_and_writes_nothing(
+    system_per_s: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speeds = {LOOP.name: 1.0, DIRECT.name: 8.0, plan.ENGINE_CTRANSLATE2.name: 8.0}
+    speeds |= {plan.DISTINCT.name: system_per_s, plan.THRICE.name: 3 * system_per_s}
+    results = {name: rounds_of(speed, speed, name=name) for name, speed in speeds.items()}
+    figures = report.describe_stage(results, BASE, limit_flop_per_s=None, tokens=(200, 40))
+    monkeypatch.setattr(command, "_measure", lambda *_: (results, figures))
+    monkeypatch.setattr(command, "_find_peak", lambda _: None)
+    written: list[object] = []
+    monkeypatch.setattr(command, "write_json", lambda *given: written.append(given))
+    monkeypatch.setattr(command, "write_docs", written.append)
+    assert command.main(["--size", "quick"]) == status
+    assert written == []
+    assert ("**not met**" in capsys.readouterr().out) == bool(status)
