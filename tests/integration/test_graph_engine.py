@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from workers.engine.base import Completion, Failure, Outcome
 from workers.engine.batched import Row
 from workers.engine.checkpoint import load_model
 from workers.engine.graph.arena import Arena, Ending, View
+from workers.engine.graph.buckets import bucket
 from workers.engine.graph.engine import GraphEngine, load
 from workers.engine.graph.lane import EagerLane
 from workers.engine.graph.step import Choice
@@ -63,12 +65,11 @@ MODELS = CONVERTED | {"odd": make_odd}
 class Lane(EagerLane):
     """Notes the views of all steps; reads what is done `lag` steps late; fails as told."""
 
-    views: list[View]
-    strike: Callable[[View], Exception | None] | None = None
+    owner: Recording
 
     def step(self, view: View) -> None:
-        self.views.append(view)
-        error = self.strike(view) if self.strike else None
+        self.owner.views.append(view)
+        error = self.owner.strike(view) if self.owner.strike else None
         if error is not None:
             raise error
         super().step(view)
@@ -87,7 +88,7 @@ class Recording(GraphEngine):
 
     def _lane(self, weights: T5Weights, arena: Arena, choice: Choice) -> Lane:
         lane = Lane(weights, arena, choice, lag=self._lag)
-        lane.views, lane.strike = self.views, self.strike
+        lane.owner = self
         return lane
 
     def _finish(self, row: Row, ending: Ending) -> Outcome:
@@ -434,6 +435,50 @@ def test_lost_device_blames_no_row(flan: Path) -> None:
 
     with pytest.raises(RuntimeError, match="device-side assert"):
         complete(engine, prompts_of(TEXTS[:3]))
+
+
+def test_buckets_are_few_and_hold_what_is_needed() -> None:
+    size = View(slots=96, source=1000, steps=40)
+
+    found = {bucket(View(n, n * 10, min(n, 40)), size) for n in range(1, 97)}
+
+    assert bucket(View(5, 70, 33), size) == View(8, 128, 40)
+    assert bucket(View(1, 1, 1), size) == View(1, 64, 32)
+    assert bucket(View(96, 999, 40), size) == size
+    assert len(found) <= 12
+
+
+def test_steps_with_one_choice_go_to_one_lane_and_a_new_arena_gets_new_lanes(flan: Path) -> None:
+    engine = Recording(flan)
+    made: list[Choice] = []
+    make = engine._desk._make_lane
+    engine._desk._make_lane = lambda *parts: (made.append(parts[2]), make(*parts))[1]
+    other_seed = SAMPLED.model_copy(update={"seed": 9})
+
+    for parameters in (GREEDY, SAMPLED, GREEDY, other_seed, GREEDY):
+        complete(engine, prompts_of(TEXTS[:2]), parameters)
+    assert len(made) == 2
+
+    complete(engine, prompts_of(["the cat " * 200]))
+    assert len(made) == 3
+
+
+def test_cpu_never_touches_what_is_for_gpus(flan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "workers.engine.graph.cuda", None)
+
+    assert len(complete(load(flan, device="cpu", precision="native"), prompts_of(TEXTS[:3]))) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("parameters", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_recorded_steps_write_what_transformers_writes(directory: Path, parameters: GenerationParameters) -> None:
+    engine = load(directory, device="cuda", precision="float32", budget_tokens=BUDGET)
+    reference = load_engine("transformers", directory, device="cuda", precision="float32")
+
+    for _ in range(2):
+        outcomes, expected = (complete(one, prompts_of(TEXTS), parameters) for one in (engine, reference))
+        assert sum(outcomes[key] != expected[key] for key in expected) <= len(TEXTS) // 50
 
 
 def test_bfloat16_runs_and_says_so(flan: Path) -> None:

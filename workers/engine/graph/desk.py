@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from workers.engine.graph.weights import T5Weights
 from workers.engine.transformers import is_out_of_memory
 
 LEAST_SOURCE = 64
+MOST_LANES = 4
 
 
 class Holder(Protocol):
@@ -51,6 +53,7 @@ class Desk:
         self._start = start
         self._ends = tuple(ends)
         self._arena: Arena | None = None
+        self._lanes: OrderedDict[Choice, Lane] = OrderedDict()
         self._holder: Holder | None = None
         self.merger: Merger | None = None
 
@@ -95,13 +98,21 @@ class Desk:
         """
         size = self.size(source, steps)
         if self._arena is None or any(have < need for have, need in zip(self._arena.size, size, strict=True)):
+            self._lanes.clear()
             self._arena = None
             self._arena = self._make_arena(size)
         return self._arena
 
     def lane(self, arena: Arena, choice: Choice) -> Lane:
-        """Return a lane that runs the steps of the arena."""
-        return self._make_lane(self.weights, arena, choice)
+        """Return the lane that runs the steps of the open arena with this choice; the latest ones keep what they recorded."""
+        assert arena is self._arena
+        if choice not in self._lanes:
+            if len(self._lanes) >= MOST_LANES:
+                self._lanes.popitem(last=False)
+            self._lanes[choice] = self._make_lane(self.weights, arena, choice)
+        self._lanes.move_to_end(choice)
+        self._lanes[choice].forget()
+        return self._lanes[choice]
 
     def give_back_memory(self) -> None:
         """Return what is not in use to the device."""

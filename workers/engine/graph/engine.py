@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -15,13 +15,13 @@ from workers.engine.base import Completion, Engine, Failure, Outcome, Row
 from workers.engine.batched import BatchedEngine
 from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
 from workers.engine.graph.adapters import AdaptedEngine, Merger
-from workers.engine.graph.arena import Ending
+from workers.engine.graph.arena import Arena, Ending
 from workers.engine.graph.desk import Desk
-from workers.engine.graph.lane import EagerLane
+from workers.engine.graph.lane import EagerLane, Lane
 from workers.engine.graph.step import Choice, choose_best, choose_by_noise
 from workers.engine.graph.stream import Stream
 from workers.engine.graph.support import find_obstacle
-from workers.engine.graph.weights import take_weights
+from workers.engine.graph.weights import T5Weights, take_weights
 from workers.engine.sampling import warpers
 from workers.engine.tokenizing import ModelTokenizer
 from workers.engine.transformers import not_finite
@@ -68,10 +68,9 @@ class GraphEngine(BatchedEngine):
         self.device = str(weights.embedding.device)
         self.dtype = str(weights.embedding.dtype).removeprefix("torch.")
         self._base_bytes = self.weight_bytes = weights.bytes
-        is_cpu = self.device == "cpu"
-        self.budget_tokens = budget_tokens or (CPU_BUDGET_TOKENS if is_cpu else GPU_BUDGET_TOKENS)
-        self.max_rows = CPU_MAX_ROWS if is_cpu else GPU_MAX_ROWS
-        self._desk = Desk(weights, EagerLane, start=start, ends=ends, budget_tokens=self.budget_tokens, max_rows=self.max_rows)
+        self.budget_tokens = budget_tokens or _default_budget(weights)
+        self.max_rows = CPU_MAX_ROWS if self.device == "cpu" else GPU_MAX_ROWS
+        self._desk = Desk(weights, _make_lane, start=start, ends=ends, budget_tokens=self.budget_tokens, max_rows=self.max_rows)
 
     def add_adapter(self, digest: str, directory: Path) -> None:
         """Read the adapter of a directory; on a CPU it counts in `weight_bytes` until it is removed.
@@ -142,8 +141,33 @@ class GraphEngine(BatchedEngine):
         )
 
 
+def _make_lane(weights: T5Weights, arena: Arena, choice: Choice) -> Lane:
+    if not weights.embedding.is_cuda:
+        return EagerLane(weights, arena, choice)
+    from workers.engine.graph.cuda import CudaLane
+
+    return CudaLane(weights, arena, choice)
+
+
+def _default_budget(weights: T5Weights) -> int:
+    if not weights.embedding.is_cuda:
+        return CPU_BUDGET_TOKENS
+    from workers.engine.graph.cuda import budget_tokens
+
+    return budget_tokens(weights, GPU_BUDGET_TOKENS)
+
+
+@lru_cache(maxsize=16)
+def _choose_by(temperature: float, top_k: int, top_p: float) -> Choice:
+    """Return one choice for equal parameters, for what a lane has recorded is found by it."""
+    parameters = GenerationParameters(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p)
+    return partial(choose_by_noise, warp=warpers(parameters))
+
+
 def _choice(parameters: GenerationParameters) -> Choice:
-    return partial(choose_by_noise, warp=warpers(parameters)) if parameters.do_sample else choose_best
+    if not parameters.do_sample:
+        return choose_best
+    return _choose_by(parameters.temperature, parameters.top_k, parameters.top_p)
 
 
 def _read_special_tokens(loaded: LoadedModel) -> tuple[int, list[int]]:
