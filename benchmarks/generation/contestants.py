@@ -64,6 +64,7 @@ OURS = (
     Entry("engine transformers", "engine", "float32", "transformers"),
     Entry("engine ctranslate2", "engine", "float32", "ctranslate2"),
     Entry("engine ctranslate2, int8", "engine", "int8", "ctranslate2"),
+    Entry("engine graph", "engine", "float32", "graph"),
 )
 
 
