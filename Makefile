@@ -44,8 +44,8 @@ faults: $(STAMP) ## Run the whole fault list: real processes, servers and links,
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 # Exit status 5 says that no test was found.
-engines: $(STAMP) ## Run the long tests of the engines: real models, whole data sets, hard limits
-	$(BIN)/python -m pytest tests/engines $(PYTEST_ARGS) || test $$? -eq 5
+engines: $(STAMP) ## Run the long tests of the engines: real models, whole data sets (DATA=FILE), hard limits
+	$(if $(DATA),TEST_DIALOGUES=$(abspath $(DATA)) )$(BIN)/python -m pytest tests/engines $(PYTEST_ARGS) || test $$? -eq 5
 
 hosts: $(STAMP) ## Cut hosts that share nothing off from each other (needs root)
 	$(BIN)/python -m pytest tests/hosts -rs

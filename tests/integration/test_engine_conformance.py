@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gistmill.errors import GenerationFailed, InputTooLong
-from gistmill.specs import GenerationParameters, Overflow
+from gistmill.specs import GenerationParameters, Overflow, Precision
 from models_store.store import Store
 from tests.support.models import dialogues, make_tiny_bart, make_tiny_t5
 from workers.engine.base import Completion, Engine, Failure, Outcome, Prompt
@@ -76,12 +76,13 @@ def prompts_of(texts: list[str]) -> list[Prompt]:
         "ctranslate2 gist-tiny",
         "graph tiny-t5",
         "graph gist-tiny",
+        "ctranslate2 int8 tiny-t5",
     ],
 )
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     if request.param == "fake":
         return FakeEngine()
-    library, _, model = request.param.rpartition(" ")
+    *how, model = request.param.split()
     if model == "gist-tiny":
         if not (GIST_TINY / "config.json").exists():
             pytest.skip("gist-tiny is not built")
@@ -90,10 +91,12 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         make = {"tiny-t5": make_tiny_t5, "tiny-bart": make_tiny_bart}[model]
         directory = make(tmp_path_factory.mktemp("model"))
     # A small budget, so that 40 prompts are several micro-batches.
-    if library == "graph":
+    if "graph" in how:
         return load_graph(directory, device="cpu", precision="float32", budget_tokens=600)
-    if library == "ctranslate2":
-        return load_converted(directory, Store(tmp_path_factory.mktemp("store")), threads=1, budget_tokens=600)
+    if how:
+        precision: Precision = "int8" if "int8" in how else "float32"
+        home = tmp_path_factory.mktemp("store")
+        return load_converted(directory, Store(home), precision=precision, threads=1, budget_tokens=600)
     return load_engine("transformers", directory, device="cpu", precision="float32", batch_tokens=600)
 
 
@@ -245,5 +248,6 @@ def test_no_prompts_give_nothing(engine: Engine) -> None:
 def test_engine_says_what_it_runs_on(engine: Engine) -> None:
     assert engine.device == "cpu"
     assert engine.name in ("fake", "transformers", "ctranslate2", "graph")
-    assert (engine.dtype == "float32") == (engine.name != "fake")
+    assert (engine.dtype in ("float32", "int8")) == (engine.name != "fake")
+    assert engine.dtype != "int8" or engine.name == "ctranslate2"
     assert (engine.weight_bytes > 0) == (engine.name != "fake")
