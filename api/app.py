@@ -13,7 +13,20 @@ from starlette.types import ASGIApp
 
 from api import catalog, errors, spool
 from api.deps import Service
-from api.routes import checkpoints, comparisons, datasets, experiments, health, jobs, models, prompts, query, steering, workers
+from api.routes import (
+    checkpoints,
+    comparisons,
+    datasets,
+    estimates,
+    experiments,
+    health,
+    jobs,
+    models,
+    prompts,
+    query,
+    steering,
+    workers,
+)
 from api.security import Gate
 from api.upkeep import keep_up
 from gistmill import __version__
@@ -51,6 +64,19 @@ def create_app(settings: Settings, database: Database, bells: Bells) -> ASGIApp:
     app = FastAPI(title="Gistmill", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     errors.install(app)
-    for routes in (health, datasets, jobs, checkpoints, comparisons, experiments, steering, models, prompts, workers, query):
+    for routes in (
+        health,
+        datasets,
+        jobs,
+        estimates,
+        checkpoints,
+        comparisons,
+        experiments,
+        steering,
+        models,
+        prompts,
+        workers,
+        query,
+    ):
         app.include_router(routes.router)
     return errors.ErrorBorder(Gate(app, token=settings.token, hosts=settings.served_hosts))

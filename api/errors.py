@@ -21,6 +21,8 @@ from gistmill.states import JobKind
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+# Where the body is a job's spec.
+SPECS = ("/v1/jobs", "/v1/estimates")
 REQUEST_ID = "gistmill.request_id"
 RETRY_AFTER_S = 1
 
@@ -130,7 +132,7 @@ def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
         )
         for found in error.errors()
     ]
-    kind = InvalidSpec if request.url.path == "/v1/jobs" and request.method == "POST" else InvalidInput
+    kind = InvalidSpec if request.url.path in SPECS and request.method == "POST" else InvalidInput
     message = f"The request cannot be carried out as written: {details[0].pointer}: {details[0].message}."
     return _respond(kind(message, details=details), request.scope[REQUEST_ID])
 

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
 
+# T5's positions are relative: it reads on behind this length, at which it was trained, but less surely.
+TRAINED_TOKENS = 512
+
 
 class View(BaseModel):
     """A shape that grows: a client ignores fields that a newer server adds."""
@@ -368,3 +371,48 @@ class QueryView(View):
     columns: list[str]
     rows: list[list[Any]]
     truncated: bool = Field(False, description="True when more rows than allowed were left out.")
+
+
+class TokensIn(View):
+    """Tokens of the prompts of distinct dialogues, special tokens included, before anything is cut."""
+
+    total: int = Field(description="Of all prompts; from the mean of a sample when not all were counted.")
+    p50: int
+    p95: int
+    max: int = Field(description="Of those counted.")
+    counted: int = Field(description="Prompts that were counted: all, or a sample spread evenly over lengths.")
+    is_sample: bool
+    over_limit_rows: int = Field(description="Rows whose prompt exceeds the limit: they fail, or are cut.")
+    over_trained_rows: int = Field(description=f"Rows whose prompt exceeds {TRAINED_TOKENS} tokens.")
+
+
+class SpeedView(View):
+    """What was measured on one kind of device."""
+
+    engine: str
+    device_name: str
+    tokens_per_s: float = Field(description="Tokens read and written per second in the engine, by one worker.")
+    load_s: float | None = None
+    warmup_s: float | None = None
+    measured_at: datetime | None = None
+
+
+class EstimateView(View):
+    """What a job would do, and how long it would take. Nothing was submitted."""
+
+    dataset: str
+    model: str
+    prompt: str
+    rows: int
+    distinct: int = Field(description="Distinct dialogues among the rows.")
+    stored: int = Field(description="Summaries that exist already and are not made again.")
+    to_generate: int = Field(description="Summaries that the model has to write.")
+    limit_tokens: int = Field(description="Most tokens of a prompt.")
+    on_overflow: str
+    tokens_in: TokensIn | None = Field(None, description="Null when they could not be counted; a warning says why.")
+    chunks: int
+    live_workers: int = Field(description="Live workers that write summaries; when there is none, the time is that of one.")
+    expected_s: float | None = Field(None, description="Seconds from the first chunk to the last, load and warm-up apart.")
+    basis: str = Field(description="What the expected time rests on.")
+    speeds: list[SpeedView] = []
+    warnings: list[str] = []

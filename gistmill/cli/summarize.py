@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gistmill.cli.estimate import write_estimate
 from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, say, write_json
 from gistmill.cli.submitting import labels_of, leave, stay_up
 
@@ -39,6 +40,7 @@ def summarize(
     label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, to select jobs by later. Repeatable.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the summaries here, as JSON Lines.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return after submitting; the job runs on.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Submit nothing; say what the job would do and take.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as one JSON document instead.")] = False,
 ) -> None:
     """Summarize every dialogue of a file and write the summaries as JSON Lines."""
@@ -65,8 +67,11 @@ def summarize(
     }
     if output is not None and not output.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no directory {output.absolute().parent}", param_hint="--output")
-    with Client() as client:
+    with Client.for_reading() if dry_run else Client() as client:
         source = sys.stdin.buffer if data == "-" else data
+        if dry_run:
+            write_estimate(client.estimate(source, columns=column or (), generation=generation, **spec), as_json=as_json)
+            return
         try:
             job = client.summarize(source, columns=column or (), generation=generation, **spec)
         except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from gistmill.transport import Transport
 from gistmill.views import (
     ComparisonView,
     DatasetView,
+    EstimateView,
     ExperimentView,
     JobView,
     ModelView,
@@ -110,12 +111,37 @@ class Client:
         Raises:
             InvalidInput: the data or the parameters cannot be used; nothing was queued.
         """
+        made = self._upload_and_spec(data, columns, generation, spec)
+        return self.submit(made, idempotency_key=idempotency_key)
+
+    def estimate(
+        self,
+        data: str | Path | IO[bytes],
+        *,
+        columns: Iterable[str] = (),
+        generation: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> EstimateView:
+        """Return what `summarize` would do with the same arguments, and how long it would take, without submitting a job.
+
+        The data are uploaded, and a model that only the hub has is fetched, as for the job, which then finds them there.
+
+        Raises:
+            InvalidInput: the data or the parameters cannot be used.
+        """
+        made = self._upload_and_spec(data, columns, generation, spec)
+        return EstimateView.model_validate(self.transport.post("/v1/estimates", _body(made), repeat=True))
+
+    def _upload_and_spec(
+        self, data: str | Path | IO[bytes], columns: Iterable[str], generation: dict[str, Any] | None, spec: dict[str, Any]
+    ) -> AnySpec:
+        """Check what a summarize job is asked for, upload its data, and return its spec."""
         source = find_source(data)
         fields = _spec_fields(source, spec)
         fields["generation"] = {name: value for name, value in (generation or {}).items() if value is not None}
         parse_spec({"dataset": "checked-before-the-upload"} | fields)
         dataset = self.upload(source, columns)
-        return self.submit(parse_spec({"dataset": dataset} | fields), idempotency_key=idempotency_key)
+        return parse_spec({"dataset": dataset} | fields)
 
     def finetune(
         self,
@@ -231,9 +257,8 @@ class Client:
 
     def submit(self, spec: AnySpec, *, idempotency_key: str | None = None) -> Job:
         """Submit a job over a dataset that the server has. The same key never makes a second job."""
-        body = spec.model_dump(mode="json", exclude_defaults=True) | {"kind": spec.kind}
         key = idempotency_key or str(uuid.uuid4())
-        return Job(self, JobView.model_validate(self.transport.post("/v1/jobs", body, key=key)))
+        return Job(self, JobView.model_validate(self.transport.post("/v1/jobs", _body(spec), key=key)))
 
     def add_dataset(self, data: str | Path | IO[bytes], *, name: str | None = None, columns: Iterable[str] = ()) -> DatasetView:
         """Upload a dataset and return it; equal rows are kept once."""
@@ -446,6 +471,10 @@ class Client:
                     yield block
 
         self.transport.upload("PUT", f"/v1/models/uploads/{upload}/files/{path.name}", blocks)
+
+
+def _body(spec: AnySpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude_defaults=True) | {"kind": spec.kind}
 
 
 def _spec_fields(source: DatasetSource, spec: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gistmill.db import workers
 from gistmill.db.jobs import JobRows
 from gistmill.db.prompts import NewPrompt
 from gistmill.db.session import Database
-from gistmill.db.speed import Work
+from gistmill.db.speed import Speed, Work
 from gistmill.db.tables import jobs, models
 from gistmill.errors import InvalidSpec, UnknownJob
 from gistmill.plan import Range
@@ -127,10 +127,15 @@ def find_writers(connection: Connection, *, within_s: float) -> list[str]:
     return [row.device_name for row in live if JobKind.SUMMARIZE in row.kinds]
 
 
+def find_speeds(connection: Connection, work: Work, live: Sequence[str]) -> list[Speed]:
+    """Return the speed of each of these devices that is known, or of all devices when none of these has done such work."""
+    found = {speed.device_name: speed for speed in speeds.find(connection, work)}
+    return [found[name] for name in live if name in found] or list(found.values())
+
+
 def _find_speed(connection: Connection, work: Work, live: Sequence[str]) -> float | None:
-    """Return the mean dialogues per second of a worker on one of these devices, or on any when none of them has run it."""
-    found = {speed.device_name: speed.dialogues_per_s for speed in speeds.find(connection, work)}
-    known = [found[name] for name in live if name in found] or list(found.values())
+    """Return the mean dialogues per second of a worker, or None when nobody has done such work."""
+    known = [speed.dialogues_per_s for speed in find_speeds(connection, work, live)]
     return sum(known) / len(known) if known else None
 
 

@@ -56,6 +56,34 @@ def test_every_command_answers_in_text_and_json(stack: Home, tmp_path: Path) -> 
     assert stack.run("version").out.strip()
 
 
+def test_dry_run_says_what_the_job_would_do_and_submits_nothing(stack: Home, tmp_path: Path) -> None:
+    calls = write(tmp_path / "dry.jsonl", *({"dialogue": f"A: dry {number % 30}"} for number in range(60)))
+    arguments = ("summarize", str(calls), "--model", "gist-tiny", "--max-new-tokens", "31")
+    before = stack.run("jobs", "list", "--json").json
+    dry = stack.run(*arguments, "--dry-run", "--json").json
+    assert (dry["rows"], dry["distinct"], dry["stored"], dry["to_generate"], dry["expected_s"]) == (60, 30, 0, 30, None)
+    text = stack.run(*arguments, "--dry-run").out
+    assert "not measured yet on this fleet" in text
+    assert f"{dry['tokens_in']['total']} (p50" in text
+    assert stack.run("jobs", "list", "--json").json == before
+
+    assert stack.run(*arguments).status == 0
+    more = write(tmp_path / "more.jsonl", *({"dialogue": f"A: dry {number}"} for number in range(50)))
+    dry = stack.run("summarize", str(more), *arguments[2:], "--dry-run", "--json").json
+    assert (dry["stored"], dry["to_generate"], dry["live_workers"]) == (30, 20, 1)
+    assert dry["expected_s"] > 0
+    assert dry["basis"].startswith("measured: ")
+    assert "on CPU with fake" in dry["basis"]
+
+
+def test_dry_run_of_bad_input_fails_as_the_job_would(stack: Home, tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.jsonl", {"dialogue": "A: one"}, b"{")
+    for arguments in ((str(bad),), (str(bad), "--model", "nosuch"), ("nosuch.jsonl",), (str(bad), "--precision", "fp16")):
+        real, dry = stack.run("summarize", *arguments), stack.run("summarize", *arguments, "--dry-run")
+        assert dry.status == real.status != 0
+        assert dry.err == real.err
+
+
 def test_standard_input_columns_and_selection(stack: Home, tmp_path: Path) -> None:
     lines = b"".join(json.dumps({"transcript": f"B: {number}", "key": number}).encode() + b"\n" for number in range(250))
     flags = ("--column", "dialogue=transcript", "--column", "id=key", "--select", "[::100]", "--json")
