@@ -16,7 +16,8 @@ TRAINED_TOKENS = 512
 class View(BaseModel):
     """A shape that grows: a client ignores fields that a newer server adds."""
 
-    model_config = ConfigDict(extra="ignore")
+    # Each is built when it is first used: a command uses few of them, and every command imports them all.
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
 
 class Counts(View):
