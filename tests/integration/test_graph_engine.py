@@ -309,7 +309,7 @@ def test_under_it_sampling_and_adapters_stay_with_it_and_beams_go_to_transformer
     residence = Residence(
         lambda digest, ticker: flan if digest[0] == "b" else adapter,
         lambda directory, precision: load_engine("graph", directory, device="cpu", precision=precision),
-        load_greedy=lambda directory, precision: choose(directory, tmp_path, "graph", precision),
+        load_greedy=lambda directory, precision, _adapter: choose(directory, tmp_path, "graph", precision),
         greedy_does_more=True,
         limit_bytes=2**30,
         device_bytes=2**30,
