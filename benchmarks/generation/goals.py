@@ -40,9 +40,9 @@ FULL = (
 QUICK = (
     Goal(ENGINE_CTRANSLATE2.name, DIRECT.name, 0.6),
     Goal(ENGINE_CTRANSLATE2.name, LOOP.name, 1.5),
-    Goal(DISTINCT.name, DIRECT.name, 0.5),
+    Goal(DISTINCT.name, DIRECT.name, 0.35),
     Goal(DISTINCT.name, LOOP.name, 1.2),
-    Goal(THRICE.name, DIRECT.name, 1.2),
+    Goal(THRICE.name, DIRECT.name, 0.9),
 )
 
 
