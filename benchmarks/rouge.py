@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.orchestration.machine import describe_run
 from benchmarks.orchestration.processes import REPOSITORY
+from benchmarks.page import replace_section
 from models_store.builtin.dialogues import generate
 from workers.evaluation.rouge import Score, score_pairs, score_pairs_slowly
 from workers.evaluation.statistics import aggregate
@@ -174,10 +175,7 @@ def _write(run: dict[str, Any]) -> None:
         f"{run['date'][:10]}, commit `{run['commit'][:12]}`; {machine['cores']} cores ({machine['cpu']}), {machine['system']}, "
         f"load average at the start {machine['load_average_at_start'][0]}; {versions}."
     )
-    page = DOCS.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(f"{before}{BEGIN}\n{about}\n\n{_table(run)}\n{END}{after}", encoding="utf-8")
+    replace_section(DOCS, BEGIN, END, f"{about}\n\n{_table(run)}")
 
 
 def _name(sentences: int) -> str:

@@ -12,10 +12,9 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
-from gistmill.db.models import combined_digest
 from gistmill.errors import DeviceFull, DeviceTooSmall, ModelUnavailable, UnsupportedModel
 from gistmill.faults import point
-from gistmill.specs import Precision
+from gistmill.specs import Precision, combined_digest
 from workers.engine.base import Engine
 from workers.engine.fake import FakeEngine
 

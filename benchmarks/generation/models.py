@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
+from benchmarks.pieces import SPECIAL, make_tokenizer
 from tests.support.models import random_t5, save_t5, vary_outputs
 
 SHAPES = {
@@ -24,14 +23,13 @@ SHAPES = {
 }
 # FLAN-T5's tokenizer makes 1.7 tokens of a word of DialogSum's; with so few pieces ours does on the generated dialogues.
 PIECES = 2_000
-SPECIAL = ["<pad>", "</s>", "<unk>"]
 SEED = 7
 
 
 def make_model(directory: Path, shape: str, texts: Sequence[str]) -> Path:
     """Write a model of this shape, and a tokenizer trained on the texts, and return the directory."""
     directory.mkdir(parents=True)
-    pieces = _make_tokenizer(texts, directory)
+    pieces = make_tokenizer(texts, directory, pieces=PIECES)
     torch.manual_seed(SEED)
     model = random_t5(**SHAPES[shape])
     vary_outputs(model)
@@ -40,18 +38,3 @@ def make_model(directory: Path, shape: str, texts: Sequence[str]) -> Path:
         model.lm_head.weight[pieces:] = 0.0
     save_t5(model, directory)
     return directory
-
-
-def _make_tokenizer(texts: Sequence[str], directory: Path) -> int:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=PIECES, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(directory)
-    return int(tokenizer.get_vocab_size())

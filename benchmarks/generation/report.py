@@ -12,6 +12,7 @@ from benchmarks.generation.contestants import DIRECT, LOOP, SORTED
 from benchmarks.generation.figures import Result, agreement, ratio
 from benchmarks.generation.goals import Verdict
 from benchmarks.orchestration.processes import REPOSITORY
+from benchmarks.page import replace_section
 
 DOCS = REPOSITORY / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- generation: begin; written by `make bench` -->", "<!-- generation: end -->"
@@ -73,10 +74,7 @@ def as_markdown(run: dict[str, Any]) -> str:
 
 def write_docs(run: dict[str, Any]) -> None:
     """Put the section into docs/benchmarks.md in place of the last one."""
-    page = DOCS.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(f"{before}{BEGIN}\n{as_markdown(run)}\n{END}{after}", encoding="utf-8")
+    replace_section(DOCS, BEGIN, END, as_markdown(run))
 
 
 def _describe(result: Result, results: Mapping[str, Result], limit: float | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.orchestration.goals import judge
 from benchmarks.orchestration.processes import REPOSITORY
+from benchmarks.page import replace_section
 
 DOCS = REPOSITORY / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- orchestration: begin; written by `make bench-orchestration` -->", "<!-- orchestration: end -->"
@@ -62,10 +63,7 @@ def as_markdown(run: dict[str, Any]) -> str:
 
 def write_docs(run: dict[str, Any]) -> None:
     """Put the section into docs/benchmarks.md in place of the last one."""
-    page = DOCS.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(f"{before}{BEGIN}\n{as_markdown(run)}\n{END}{after}", encoding="utf-8")
+    replace_section(DOCS, BEGIN, END, as_markdown(run))
 
 
 def _verdict(is_met: bool) -> str:

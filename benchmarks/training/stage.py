@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import logging
 
+from benchmarks.pieces import make_tokenizer
 from gistmill import prompts
 from models_store.builtin.dialogues import generate
 from workers.engine.checkpoint import load_model
@@ -41,7 +41,7 @@ def set_up(directory: Path, *, data: Path | None, rows: int, held_out: int) -> S
     stage = Stage(directory / "base", directory / "train.jsonl", directory / "held-out.jsonl")
     stage.train_file.write_text("".join(lines[:-held_out]), encoding="utf-8")
     stage.held_out_file.write_text("".join(lines[-held_out:]), encoding="utf-8")
-    _make_tokenizer([text for pair in pairs for text in pair], stage.base)
+    make_tokenizer([text for pair in pairs for text in pair], stage.base, pieces=PIECES)
     torch.manual_seed(SEED)
     # FLAN-T5's layout: gated, and with an output layer of its own.
     layout = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
@@ -74,18 +74,3 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
 
 def _generate_pairs(count: int) -> list[tuple[str, str]]:
     return [(example.dialogue, example.summary) for example in generate(count, seed=SEED, split="train")]
-
-
-def _make_tokenizer(texts: list[str], directory: Path) -> None:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "</s>", "<unk>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=PIECES, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(directory)

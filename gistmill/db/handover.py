@@ -7,12 +7,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from gistmill.db import prompts, references
-from gistmill.db.models import combined_digest
 from gistmill.db.recipes import find_or_add_recipe
 from gistmill.db.references import ADAPTER, label
 from gistmill.db.tables import jobs, models
 from gistmill.errors import DependencyFailed, NotFound
-from gistmill.specs import SummarizeSpec, recipe
+from gistmill.specs import SummarizeSpec, combined_digest, recipe
 from gistmill.states import JobKind
 
 

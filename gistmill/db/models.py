@@ -20,10 +20,10 @@ from gistmill.db.references import ADAPTER, HUB
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs, model_aliases, models
 from gistmill.errors import LeaseLost, NameTaken, UnknownJob, UnknownModel
-from gistmill.specs import digest_of
+from gistmill.specs import combined_digest
 from gistmill.views import ModelView, Page
 
-__all__ = ["HUB", "ModelParts", "ModelVersion", "combined_digest", "find_digest", "get_model", "register", "resolve"]
+__all__ = ["HUB", "ModelParts", "ModelVersion", "find_digest", "get_model", "register", "resolve"]
 
 ATTEMPTS = 10
 Kind = Literal["model", "adapter"]
@@ -61,11 +61,6 @@ class Lease:
     job_id: str
     chunk_key: int
     epoch: int
-
-
-def combined_digest(base_digest: str, adapter_digest: str | None) -> str:
-    """Return the digest that names what runs: the base's own, or that of base and adapter together."""
-    return base_digest if adapter_digest is None else digest_of({"base": base_digest, "adapter": adapter_digest})
 
 
 def register(

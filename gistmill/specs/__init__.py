@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gistmill.specs.digests import digest_of
+from gistmill.specs.digests import combined_digest, digest_of
 from gistmill.specs.evaluate import EvaluateSpec, ReferenceRule, SystemSpec
 from gistmill.specs.experiment import ExperimentSpec
 from gistmill.specs.finetune import FinetuneSpec
@@ -30,6 +30,7 @@ __all__ = [
     "ReferenceRule",
     "SummarizeSpec",
     "SystemSpec",
+    "combined_digest",
     "digest_of",
     "parse_evaluate_spec",
     "parse_experiment_spec",

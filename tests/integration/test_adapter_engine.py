@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gistmill.db.models import combined_digest
 from gistmill.errors import (
     DeviceFull,
     DeviceTooSmall,
@@ -19,7 +18,7 @@ from gistmill.errors import (
     UnsafeModel,
     UnsupportedModel,
 )
-from gistmill.specs import Precision
+from gistmill.specs import Precision, combined_digest
 from models_store import adapters, converting, importing, merging
 from models_store.store import Store
 from tests.integration.test_convert import MakesADirectory

@@ -10,12 +10,12 @@ from sqlalchemy import func, select, update
 
 from gistmill.db import aliases, lineage, models, removal
 from gistmill.db.claim import Claim
-from gistmill.db.models import Lease, ModelParts, ModelVersion, combined_digest
+from gistmill.db.models import Lease, ModelParts, ModelVersion
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs
 from gistmill.db.tables import models as model_table
 from gistmill.errors import Conflict, InvalidInput, LeaseLost, NameTaken, UnknownJob, UnknownModel, UnsupportedModel
-from gistmill.specs import digest_of
+from gistmill.specs import combined_digest, digest_of
 from gistmill.views import ModelView
 from tests.support.hands import claimed
 from tests.support.jobs import job_row, make_job

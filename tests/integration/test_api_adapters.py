@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 from starlette.testclient import TestClient
 
 from gistmill.client import Client
-from gistmill.db.models import combined_digest
 from gistmill.db.session import Database
 from gistmill.errors import (
     Conflict,
@@ -27,6 +26,7 @@ from gistmill.errors import (
     UnsafeModel,
     UnsupportedModel,
 )
+from gistmill.specs import combined_digest
 from gistmill.transport import problem
 from models_store import converting
 from models_store.fetch import fetch

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from gistmill.db.models import combined_digest
 from gistmill.errors import ModelUnreadable
-from gistmill.specs import Precision
+from gistmill.specs import Precision, combined_digest
 from models_store.store import Store
 from tests.integration.test_ctranslate2_engine import TEXTS, Clock, choose, make_flan, make_v1
 from tests.integration.test_engine_conformance import GREEDY, complete, prompts_of

@@ -23,8 +23,7 @@ from tests.support.adapters import make_adapter
 from tests.support.models import PAD, dialogues, make_tiny_bart, make_tiny_t5, make_tiny_tokenizer, random_t5, save_t5
 from tests.support.models import vary_outputs as vary
 from tests.support.ties import first_difference, is_near_tie
-from workers.engine.base import Completion, Failure, Outcome
-from workers.engine.batched import Row
+from workers.engine.base import Completion, Failure, Outcome, Row
 from workers.engine.checkpoint import load_model
 from workers.engine.graph.arena import Arena, Ending, View
 from workers.engine.graph.buckets import bucket

@@ -24,8 +24,6 @@ import torch
 from ctranslate2.converters.transformers import T5Loader
 
 from gistmill.errors import UnsupportedModel
-from gistmill.specs.generation import INT8_MODEL_TYPES
-from models_store import config as configs
 from workers.engine import merging
 from workers.engine.checkpoint import LoadedModel, load_model
 
@@ -33,25 +31,6 @@ ComputeType = Literal["float32", "bfloat16", "int8_float32"]
 TOKENS_FILE = "tokens.json"
 # The last number is ours: it rises when what we write changes.
 VERSION = f"ctranslate2.{ctranslate2.__version__}.1"
-# What was compared with transformers token by token. CTranslate2 knows more models; add one with its test.
-MODEL_TYPES = INT8_MODEL_TYPES
-ACTIVATIONS = frozenset({"relu", "gated-gelu"})
-
-
-def find_obstacle(directory: Path) -> str | None:
-    """Return why the checkpoint of a directory cannot be converted, as far as its configuration tells; None when nothing does.
-
-    Raises:
-        ModelUnreadable, UnsupportedModel: no engine runs it.
-    """
-    config = configs.read_config(directory)
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        return f"it runs T5 models only, and this is a {kind} model"
-    activation = config.get("feed_forward_proj", "relu")
-    if activation not in ACTIVATIONS:
-        return f"it does not know the activation {activation}"
-    return None
 
 
 def convert(source: Path, target: Path, compute_type: ComputeType, adapter: Path | None = None) -> None:

@@ -18,15 +18,15 @@ import ctranslate2
 import torch
 
 from gistmill.errors import ModelUnreadable
-from gistmill.specs import GenerationParameters, Precision, digest_of
+from gistmill.specs import GenerationParameters, Precision, combined_digest
 from models_store import converted
 from models_store.store import Store
 from workers.engine import conversion
-from workers.engine.base import Completion, Failure, Outcome, Row
+from workers.engine.base import Failure, Outcome, Row
 from workers.engine.batched import BatchedEngine, BatchFailed
 from workers.engine.checkpoint import load_tokenizer
 from workers.engine.conversion import ComputeType
-from workers.engine.tokenizing import ModelTokenizer
+from workers.engine.tokenizing import ModelTokenizer, completed
 from workers.engine.transformers import FORWARD_ERRORS, blame, not_finite
 
 # FLAN-T5-small's shape on DialogSum's lengths, 40 tokens out, one thread: 3.5 dialogues per second of processor time at a
@@ -74,7 +74,7 @@ def load(
         directory,
         f"{compute_type}-{conversion.VERSION}",
         partial(conversion.convert, compute_type=compute_type, adapter=adapter),
-        digest=None if adapter is None else digest_of({"base": directory.name, "adapter": adapter.name}),
+        digest=combined_digest(directory.name, None if adapter is None else adapter.name),
     )
     return CTranslate2Engine(
         directory,
@@ -159,14 +159,7 @@ class CTranslate2Engine(BatchedEngine):
     def _outcome(self, row: Row, tokens: list[int], bad_step: int | None) -> Outcome:
         if bad_step is not None:
             return Failure(row.prompt.key, not_finite(bad_step))
-        return Completion(
-            key=row.prompt.key,
-            text=self._tokenizer.decode(tokens),
-            finish_reason="stop" if tokens[-1] in self._ends else "length",
-            tokens_in=len(row.tokens),
-            tokens_out=len(tokens),
-            truncated=row.truncated,
-        )
+        return completed(row, tokens, self._tokenizer, self._ends)
 
 
 class _StepWatch:

@@ -12,6 +12,7 @@ from gistmill.specs import Precision
 from models_store.store import Store
 from workers.engine.base import Engine
 from workers.engine.fake import DEFAULT_BUDGET_TOKENS, FakeEngine
+from workers.engine.t5 import find_obstacle
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +107,6 @@ def _find_obstacle(engine: EngineName, directory: Path, *, device: str, precisio
         import ctranslate2  # noqa: F401
     except ImportError as error:
         return f"the package ctranslate2 cannot be imported ({error})"
-    from workers.engine.conversion import find_obstacle
     from workers.engine.ctranslate2 import is_supported
 
     if not is_supported(precision):

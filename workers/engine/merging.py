@@ -35,5 +35,11 @@ def merge(model: Any, base: Path, adapter: Path) -> None:
 
 def add_change(weight: torch.Tensor, adapter: Adapter, module: str, change: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return W + scaling * B @ A in W's dtype, computed in float32: W (out, in), B (out, r), A (r, in)."""
-    a, b = (change[f"base_model.model.{module}.lora_{side}.weight"].float() for side in "AB")
+    a, b = read_factors(change, module)
     return (weight.detach().float() + adapter.scaling * (b @ a)).to(weight.dtype).contiguous()
+
+
+def read_factors(change: Mapping[str, torch.Tensor], module: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (r, in) and B (out, r) of a module in float32, from the tensors of an adapter."""
+    a, b = (change[f"base_model.model.{module}.lora_{side}.weight"].float() for side in "AB")
+    return a, b

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
+
+from workers.engine.base import Completion, Row
 
 
 class ModelTokenizer:
@@ -32,3 +34,15 @@ class ModelTokenizer:
         """Return the text of the tokens, without special ones and without space around it."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text.strip()
+
+
+def completed(row: Row, tokens: Sequence[int], tokenizer: ModelTokenizer, ends: Container[int]) -> Completion:
+    """Return what was written for a row: at least one token, and none behind an end token."""
+    return Completion(
+        key=row.prompt.key,
+        text=tokenizer.decode(tokens),
+        finish_reason="stop" if tokens[-1] in ends else "length",
+        tokens_in=len(row.tokens),
+        tokens_out=len(tokens),
+        truncated=row.truncated,
+    )

@@ -15,11 +15,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from gistmill.errors import DeviceOutOfMemory, GenerationFailed, ItemError
 from gistmill.specs import GenerationParameters, Precision
-from workers.engine.base import Completion, Engine, Failure, Outcome, Row
+from workers.engine.base import Engine, Failure, Outcome, Row
 from workers.engine.batched import BatchedEngine, BatchFailed
 from workers.engine.checkpoint import LoadedModel, load_model
 from workers.engine.sampling import sampling_processors
-from workers.engine.tokenizing import ModelTokenizer
+from workers.engine.tokenizing import ModelTokenizer, completed
 
 if TYPE_CHECKING:
     from workers.engine.adapters import AdapterRack
@@ -190,14 +190,7 @@ class TransformersEngine(BatchedEngine):
         count = len(tokens) if end is None else end + 1
         if bad_step < count:
             return Failure(row.prompt.key, not_finite(bad_step))
-        return Completion(
-            key=row.prompt.key,
-            text=self._tokenizer.decode(tokens[:count]),
-            finish_reason="length" if end is None else "stop",
-            tokens_in=len(row.tokens),
-            tokens_out=count,
-            truncated=row.truncated,
-        )
+        return completed(row, tokens[:count], self._tokenizer, self._ends)
 
     def _give_back_memory(self) -> None:
         if self.device != "cpu":

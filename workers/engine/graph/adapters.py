@@ -19,8 +19,9 @@ from gistmill.specs import GenerationParameters
 from models_store import adapters as stored
 from models_store.weights import is_weight_file
 from workers.engine.base import Outcome, Row
-from workers.engine.batched import BatchedEngine
 from workers.engine.graph.weights import T5Weights
+from workers.engine.merging import read_factors
+from workers.engine.reading import ReadingEngine
 
 LOAD_ERRORS = (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
 
@@ -100,11 +101,11 @@ class Merger:
                 raise ValueError(f"the engine has no weight of its own for {module}")
 
 
-class AdaptedEngine(BatchedEngine):
+class AdaptedEngine(ReadingEngine):
     """A base engine with one of its adapters. It shares the base's weights, which are merged when its rows have the desk."""
 
     def __init__(
-        self, base: BatchedEngine, run: Callable[..., Iterator[list[Outcome]]], encode: Callable[..., list[list[int]]]
+        self, base: ReadingEngine, run: Callable[..., Iterator[list[Outcome]]], encode: Callable[..., list[list[int]]]
     ) -> None:
         self._run_adapted = run
         self._encode_text = encode
@@ -112,8 +113,6 @@ class AdaptedEngine(BatchedEngine):
         self.device = base.device
         self.dtype = base.dtype
         self.weight_bytes = 0
-        self.budget_tokens = base.budget_tokens
-        self.max_rows = base.max_rows
 
     def close(self) -> None:
         """Do nothing: the memory is the base engine's to give back."""
@@ -127,15 +126,9 @@ class AdaptedEngine(BatchedEngine):
         """Yield outcomes as rows end; see `Engine.complete`."""
         return self._run_adapted(rows, parameters, should_stop)
 
-    def _forward(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
-    ) -> list[Outcome] | None:
-        outcomes = [outcome for some in self.complete(rows, parameters, should_stop) for outcome in some]
-        return outcomes if len(outcomes) == len(rows) else None
-
 
 def _read_change(tensors: Mapping[str, Tensor], module: str, scaling: float) -> Change:
-    down, up = (tensors[f"base_model.model.{module}.lora_{side}.weight"].float() for side in "AB")
+    down, up = read_factors(tensors, module)
     return Change(up, down, scaling)
 
 

@@ -11,8 +11,7 @@ import torch
 
 from gistmill.errors import UnsupportedModel
 from gistmill.specs import GenerationParameters, Precision
-from workers.engine.base import Completion, Engine, Failure, Outcome, Row
-from workers.engine.batched import BatchedEngine
+from workers.engine.base import Engine, Failure, Outcome, Row
 from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
 from workers.engine.graph.adapters import AdaptedEngine, Merger
 from workers.engine.graph.arena import Arena, Ending
@@ -20,10 +19,11 @@ from workers.engine.graph.desk import Desk
 from workers.engine.graph.lane import EagerLane, Lane
 from workers.engine.graph.step import Choice, choose_best, choose_by_noise
 from workers.engine.graph.stream import Stream
-from workers.engine.graph.support import find_obstacle
 from workers.engine.graph.weights import T5Weights, take_weights
+from workers.engine.reading import ReadingEngine
 from workers.engine.sampling import warpers
-from workers.engine.tokenizing import ModelTokenizer
+from workers.engine.t5 import find_obstacle
+from workers.engine.tokenizing import ModelTokenizer, completed
 from workers.engine.transformers import not_finite
 
 CPU_BUDGET_TOKENS, CPU_MAX_ROWS = 32_768, 32
@@ -48,7 +48,7 @@ def load(directory: Path, *, device: str, precision: Precision, threads: int = 0
     return GraphEngine(loaded, device=device, budget_tokens=budget_tokens, directory=directory)
 
 
-class GraphEngine(BatchedEngine):
+class GraphEngine(ReadingEngine):
     """Greedy and sampled decoding of a T5; beams are another engine's work.
 
     The texts are those of `transformers`, token for token in float32. A list of outcomes holds the rows that have left since
@@ -68,9 +68,14 @@ class GraphEngine(BatchedEngine):
         self.device = str(weights.embedding.device)
         self.dtype = str(weights.embedding.dtype).removeprefix("torch.")
         self._base_bytes = self.weight_bytes = weights.bytes
-        self.budget_tokens = budget_tokens or _default_budget(weights)
-        self.max_rows = CPU_MAX_ROWS if self.device == "cpu" else GPU_MAX_ROWS
-        self._desk = Desk(weights, _make_lane, start=start, ends=ends, budget_tokens=self.budget_tokens, max_rows=self.max_rows)
+        self._desk = Desk(
+            weights,
+            _make_lane,
+            start=start,
+            ends=ends,
+            budget_tokens=budget_tokens or _default_budget(weights),
+            max_rows=CPU_MAX_ROWS if self.device == "cpu" else GPU_MAX_ROWS,
+        )
 
     def add_adapter(self, digest: str, directory: Path) -> None:
         """Read the adapter of a directory; on a CPU it counts in `weight_bytes` until it is removed.
@@ -121,24 +126,10 @@ class GraphEngine(BatchedEngine):
         assert parameters.num_beams == 1, "this engine decodes one text per row"
         return Stream(self._desk, rows, parameters, _choice(parameters), self._finish, adapter).run(should_stop)
 
-    def _forward(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
-    ) -> list[Outcome] | None:
-        outcomes = [outcome for some in self.complete(rows, parameters, should_stop) for outcome in some]
-        return outcomes if len(outcomes) == len(rows) else None
-
     def _finish(self, row: Row, ending: Ending) -> Outcome:
-        tokens = ending.tokens
         if ending.bad_step is not None:
             return Failure(row.prompt.key, not_finite(ending.bad_step))
-        return Completion(
-            key=row.prompt.key,
-            text=self._tokenizer.decode(tokens),
-            finish_reason="stop" if tokens[-1] in self._ends else "length",
-            tokens_in=len(row.tokens),
-            tokens_out=len(tokens),
-            truncated=row.truncated,
-        )
+        return completed(row, ending.tokens, self._tokenizer, self._ends)
 
 
 def _make_lane(weights: T5Weights, arena: Arena, choice: Choice) -> Lane:

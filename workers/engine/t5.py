@@ -1,13 +1,14 @@
-"""Which checkpoints this engine runs, told from their configuration alone; no torch."""
+"""Which T5 checkpoints the engines for T5 run, told from their configuration alone; no torch, no ctranslate2."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from gistmill.specs.generation import INT8_MODEL_TYPES
 from models_store import config as configs
 
-# What was compared with transformers token by token. Add one with its test.
-MODEL_TYPES = frozenset({"t5", "mt5"})
+# What was compared with transformers token by token, by each of these engines. Add one with its test.
+MODEL_TYPES = INT8_MODEL_TYPES
 ACTIVATIONS = frozenset({"relu", "gated-gelu"})
 
 
