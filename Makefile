@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-finetune demo-experiment test check faults engines hosts coverage docs train-gist-tiny train-gist-tiny-base bench bench-quick bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
+.PHONY: help setup demo demo-finetune demo-experiment test check faults engines gpu hosts coverage docs train-gist-tiny train-gist-tiny-base bench bench-gpu bench-quick bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
 
 help: ## Print what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ faults: $(STAMP) ## Run the whole fault list: real processes, servers and links,
 engines: $(STAMP) ## Run the long tests of the engines: real models, whole data sets (DATA=FILE), hard limits
 	$(if $(DATA),TEST_DIALOGUES=$(abspath $(DATA)) )$(BIN)/python -m pytest tests/engines $(PYTEST_ARGS) || test $$? -eq 5
 
+gpu: $(STAMP) ## Run the tests that need an NVIDIA GPU (with a CUDA build of torch)
+	$(BIN)/python -m pytest tests/gpu -rs $(PYTEST_ARGS)
+
 hosts: $(STAMP) ## Cut hosts that share nothing off from each other (needs root)
 	$(BIN)/python -m pytest tests/hosts -rs
 
@@ -67,6 +70,9 @@ train-gist-tiny-base: $(STAMP) ## Train the built-in base for tuning again and c
 # A full run rewrites its section of docs/benchmarks.md; one on a file, or of some stages, writes nothing.
 bench: $(STAMP) ## Measure engines and the whole system beside every peer (quiet machine, under forty minutes)
 	$(BIN)/python -m benchmarks.generation $(if $(DATA),--data $(DATA)) $(if $(STAGES),--stages $(STAGES))
+
+bench-gpu: $(STAMP) ## Measure the engine graph beside transformers on an NVIDIA GPU (five minutes)
+	$(BIN)/python -m benchmarks.cuda
 
 bench-quick: $(STAMP) ## The same in three minutes, with wide limits on ratios, to catch a collapse
 	$(BIN)/python -m benchmarks.generation --size quick

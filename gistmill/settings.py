@@ -62,9 +62,9 @@ class WorkerSettings(BaseModel):
 
     engine: Literal["auto", "transformers", "ctranslate2", "graph", "fake"] = Field(
         "auto",
-        description="Engine that generates text. auto: `ctranslate2` where it can, that is greedy jobs on T5 models on a CPU, "
-        "else `transformers`. `ctranslate2`: greedy jobs that it cannot run fail. `graph`: our own T5 decode, never chosen by "
-        "auto; jobs without beams on models that it cannot run fail.",
+        description="Engine that generates text. auto: on a CPU `ctranslate2` where it can, that is greedy jobs on T5 models; "
+        "on an NVIDIA GPU `graph` where it can, that is jobs without beams on T5 models; else `transformers`. `ctranslate2`: "
+        "greedy jobs that it cannot run fail. `graph`, our own T5 decode: jobs without beams on models it cannot run fail.",
     )
     lease_s: PositiveFloat = Field(30.0, description="How long a chunk stays with a worker without renewal, seconds.")
     renew_s: PositiveFloat = Field(10.0, description="Time between renewals, seconds.")

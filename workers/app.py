@@ -104,7 +104,7 @@ class Worker:
             self._find_files,
             self._load,
             load_greedy=None if worker.engine in ("transformers", "fake") else self._load_greedy,
-            greedy_does_more=worker.engine == "graph",
+            greedy_does_more=worker.engine == "graph" or (worker.engine == "auto" and self.device.kind == "cuda"),
             limit_bytes=worker.model_bytes or int(self.device.total_bytes * MODEL_SHARE),
             device_bytes=self.device.total_bytes,
             load_stall_s=worker.load_stall_s,

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ctranslate2
 import torch
-from ctranslate2.converters import TransformersConverter
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from benchmarks.generation.contestants import Answer
@@ -101,6 +99,9 @@ class Direct:
     """CTranslate2 with all rows at once, sorted and cut into batches by itself, converted by its own converter."""
 
     def __init__(self, directory: Path, *, device: str, scratch: Path, most_tokens: int, precision: str, threads: int) -> None:
+        # It is not there on every machine with a GPU.
+        from ctranslate2.converters import TransformersConverter
+
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         self._most_tokens = most_tokens
         self._device = device
@@ -151,6 +152,8 @@ class Direct:
 
     def _get_translator(self, share: tuple[int, int]) -> Any:
         if share not in self._translators:
+            import ctranslate2
+
             workers, threads = share
             self._translators[share] = ctranslate2.Translator(
                 self._files,

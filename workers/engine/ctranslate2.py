@@ -159,7 +159,7 @@ class CTranslate2Engine(BatchedEngine):
     def _outcome(self, row: Row, tokens: list[int], bad_step: int | None) -> Outcome:
         if bad_step is not None:
             return Failure(row.prompt.key, not_finite(bad_step))
-        return completed(row, tokens, self._tokenizer, self._ends)
+        return completed(row, tokens, self._tokenizer.decode(tokens), self._ends)
 
 
 class _StepWatch:

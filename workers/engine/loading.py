@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,8 @@ def load_greedy_engine(
 ) -> Engine | None:
     """Load the engine that is faster than `load_engine`'s at greedy decoding of a model, or of one with an adapter, or None.
 
+    On an NVIDIA GPU that is `graph`, which samples as well and takes adapters by itself; on a CPU it is `ctranslate2`.
+
     None means that the other one runs those jobs as well; the log says why, except where nobody would expect another. In int8
     there is no other: what hinders this one is an error.
 
@@ -68,7 +71,9 @@ def load_greedy_engine(
     """
     if engine == "graph":
         return _load_graph(directory, device=device, precision=precision, threads=threads, batch_tokens=batch_tokens)
-    if engine not in ("auto", "ctranslate2") or (engine == "auto" and device != "cpu" and precision != "int8"):
+    if engine == "auto" and device == "cuda" and precision != "int8":
+        return _try_graph(directory, device=device, precision=precision, batch_tokens=batch_tokens)
+    if engine not in ("auto", "ctranslate2"):
         return None
     has_no_other = engine == "ctranslate2" or precision == "int8"
     obstacle = _find_obstacle(engine, directory, device=device, precision=precision)
@@ -95,6 +100,18 @@ def _load_graph(directory: Path, *, device: str, precision: Precision, threads: 
     from workers.engine.graph.engine import load
 
     return load(directory, device=device, precision=precision, threads=threads, budget_tokens=batch_tokens)
+
+
+def _try_graph(directory: Path, *, device: str, precision: Precision, batch_tokens: int) -> Engine | None:
+    """Load the engine graph, or return None and log why transformers runs the model instead."""
+    obstacle = find_obstacle(directory) if find_spec("triton") else "the package triton is not there"
+    if obstacle is None:
+        try:
+            return _load_graph(directory, device=device, precision=precision, threads=0, batch_tokens=batch_tokens)
+        except ModelError as error:
+            obstacle = error.message
+    log.info("transformers_instead_of_graph", digest=directory.name, reason=obstacle)
+    return None
 
 
 def _find_obstacle(engine: EngineName, directory: Path, *, device: str, precision: Precision) -> str | None:

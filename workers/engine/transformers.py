@@ -190,7 +190,7 @@ class TransformersEngine(BatchedEngine):
         count = len(tokens) if end is None else end + 1
         if bad_step < count:
             return Failure(row.prompt.key, not_finite(bad_step))
-        return completed(row, tokens[:count], self._tokenizer, self._ends)
+        return completed(row, tokens[:count], self._tokenizer.decode(tokens[:count]), self._ends)
 
     def _give_back_memory(self) -> None:
         if self.device != "cpu":

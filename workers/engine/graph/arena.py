@@ -55,23 +55,23 @@ class Arena:
         self.limit = numbers()
         self.ends = torch.tensor(list(ends), dtype=torch.int64, device=device)
 
-    def admit(self, slots: Sequence[int], cross_kv: Tensor, lengths: Tensor, noise: Tensor | None) -> None:
-        """Put new rows into these slots: cross_kv (L, 2, B, H, at most S, K), lengths (B), noise (B, at most T) or None.
+    def admit(self, slots: Tensor, lengths: Tensor, noise: Tensor | None, *, clear: bool) -> None:
+        """Put new rows into these slots (B): lengths (B), noise (B, at most T) or None; their keys and values come next.
 
-        The slots are cleared first. What an earlier row left beyond the new one's length is masked, but a weight of 0 does not
-        silence a value that is no number.
+        The slots are cleared where steps read beyond a row's length. What an earlier row left there is masked, but a weight of
+        0 does not silence a value that is no number.
         """
-        into = torch.tensor(slots, device=self.tokens.device)
-        self.self_kv[:, :, into] = 0
-        self.cross_kv[:, :, into] = 0
-        self.cross_kv[:, :, into, :, : cross_kv.shape[4]] = cross_kv
-        self.tokens[into] = self.start
-        self.steps[into] = 0
-        self.lengths[into] = lengths
+        if clear:
+            self.self_kv[:, :, slots] = 0
+            self.cross_kv[:, :, slots] = 0
+        # To put a Python number behind an index would copy it to the device, and wait.
+        self.tokens.index_fill_(0, slots, self.start)
+        self.steps.index_fill_(0, slots, 0)
+        self.lengths[slots] = lengths
         if noise is not None:
-            self.noise[into, : noise.shape[1]] = noise
-        self.is_bad[into] = False
-        self.is_done[into] = False
+            self.noise[slots, : noise.shape[1]] = noise
+        self.is_bad.index_fill_(0, slots, False)
+        self.is_done.index_fill_(0, slots, False)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Move rows to other slots, which hold none; those that they leave are done."""
@@ -86,7 +86,7 @@ class Arena:
     def leave(self, slots: Sequence[int]) -> list[Ending]:
         """Take rows out of their slots and return how each ended. Waits for the device."""
         out = torch.tensor(slots, device=self.tokens.device)
-        self.is_done[out] = True
+        self.is_done.index_fill_(0, out, True)
         states = zip(self.written[out].tolist(), self.steps[out].tolist(), self.is_bad[out].tolist(), strict=True)
         return [Ending(written[: step + 1], step if is_bad else None) for written, step, is_bad in states]
 

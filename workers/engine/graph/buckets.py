@@ -1,13 +1,11 @@
-"""Sizes in few steps, so that few steps of the decode have to be recorded."""
+"""Numbers of slots in few steps, so that few steps of the decode have to be recorded."""
 
 from __future__ import annotations
 
-from workers.engine.graph.arena import View
+# A step of so many rows takes no longer than that of one.
+LEAST_SLOTS = 32
 
-LEAST = View(slots=1, source=64, steps=32)
 
-
-def bucket(needed: View, size: View) -> View:
-    """Return the least powers of two that hold what is needed, none below `LEAST` and none beyond the size."""
-    fields = zip(needed, LEAST, size, strict=True)
-    return View(*(min(most, max(least, 1 << (need - 1).bit_length())) for need, least, most in fields))
+def bucket_slots(needed: int, size: int) -> int:
+    """Return the least power of two that holds what is needed, none below `LEAST_SLOTS` and none beyond the size."""
+    return min(size, max(LEAST_SLOTS, 1 << (needed - 1).bit_length()))

@@ -1,29 +1,33 @@
 """Steps on an NVIDIA GPU: each is recorded once as a CUDA graph and replayed, and the host reads late what is done.
 
-Not measured on a GPU, and not run on one yet. Nothing here is imported on a CPU.
+Nothing here is imported on a CPU.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workers.engine.graph.arena import Arena, View
-from workers.engine.graph.buckets import bucket
+from workers.engine.graph.buckets import bucket_slots
+from workers.engine.graph.lane import Result
 from workers.engine.graph.step import Choice, decode_step
 from workers.engine.graph.weights import T5Weights
 
 # torch asks for some runs before a recording, so that libraries choose their kernels and take their workspaces outside of it.
 WARM_UPS = 3
-LAG = 1
+# A thread that reads text beside this one can hold it up for longer than a step takes.
+LAG = 3
 
 
 class CudaLane:
     """Replays recorded steps of one arena. A graph holds addresses: arena and weights have to stay where they are.
 
-    What is done is copied to pinned memory behind each step and read when the next one has been launched, so that the device
+    What is done is copied to pinned memory behind each step and read when some more have been launched, so that the device
     never waits for the host.
     """
 
@@ -37,8 +41,11 @@ class CudaLane:
         self._unread: deque[_Flags] = deque()
 
     def fit(self, needed: View, size: View) -> View:
-        """Return the bucket that holds what is needed: one graph serves all that fall into it."""
-        return bucket(needed, size)
+        """Return the bucket that holds the slots needed: one graph serves all that fall into it.
+
+        The kernels read of every row what it has, so all of the arena's width is in view.
+        """
+        return size._replace(slots=bucket_slots(needed.slots, size.slots))
 
     def step(self, view: View) -> None:
         """Launch one step, recording it first if no step had this view yet."""
@@ -51,7 +58,7 @@ class CudaLane:
             self._unread.append(flags)
 
     def read_done(self) -> list[bool] | None:
-        """Return which slots were done one step ago, or None when no step was run before the last one."""
+        """Return which slots were done `LAG` steps ago, or None when so many were not run yet."""
         if len(self._unread) <= LAG:
             return None
         flags = self._unread.popleft()
@@ -84,6 +91,35 @@ class CudaLane:
             return graph
         finally:
             arena.is_done.copy_(was_done)
+
+
+class CudaSide:
+    """Computes on a stream of its own: the encoder multiplies matrices while the steps wait for memory."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def begin(self) -> None:
+        """Let what was launched by now, such as a change of the weights, come before all that is run from here on."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+
+    def run(self, compute: Callable[[], Result]) -> tuple[Result, Any]:
+        """Return a result, which may still be on its way, and the mark of its arrival."""
+        with torch.cuda.stream(self._stream):
+            result = compute()
+            return result, self._stream.record_event()
+
+    def join(self, mark: Any, tensors: tuple[Tensor, ...]) -> None:
+        """Let what is launched next come after the mark; it reads these tensors."""
+        main = torch.cuda.current_stream()
+        main.wait_event(mark)
+        for tensor in tensors:
+            # Their memory is given to others only after that.
+            tensor.record_stream(main)
+
+    def end(self) -> None:
+        """Let what is launched next come after all that was run."""
+        torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class _Flags:

@@ -11,12 +11,13 @@ import torch
 from workers.engine.graph.adapters import Merger
 from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.encoder import align
-from workers.engine.graph.lane import Lane
+from workers.engine.graph.lane import Lane, Side
 from workers.engine.graph.step import Choice
 from workers.engine.graph.weights import T5Weights
 from workers.engine.transformers import is_out_of_memory
 
 LEAST_SOURCE = 64
+AHEAD_SHARE = 4
 MOST_LANES = 4
 
 
@@ -33,7 +34,8 @@ class Desk:
 
     A stream that comes while another one has rows in flight sends those back to where they waited: they run anew, and give the
     same texts. `budget_tokens` bounds the positions of all slots together, those of source and output; `max_rows` the slots.
-    `merger` changes the weights, once adapters were added.
+    `merger` changes the weights, once adapters were added. With a `side`, rows are encoded while others are in flight, at most
+    `AHEAD_SHARE` of the budget.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Desk:
         ends: Sequence[int],
         budget_tokens: int,
         max_rows: int,
+        side: Side | None = None,
     ) -> None:
         self.weights = weights
+        self.side = side
         self.budget_tokens = budget_tokens
         self.max_rows = max_rows
         self._make_lane = make_lane
@@ -56,6 +60,11 @@ class Desk:
         self._lanes: OrderedDict[Choice, Lane] = OrderedDict()
         self._holder: Holder | None = None
         self.merger: Merger | None = None
+
+    @property
+    def ahead_tokens(self) -> int:
+        """How many tokens of sources may be encoded before there are slots for them."""
+        return 0 if self.side is None else self.budget_tokens // AHEAD_SHARE
 
     @property
     def device(self) -> str:
@@ -97,11 +106,15 @@ class Desk:
             RuntimeError, MemoryError: there is no memory for a single slot.
         """
         size = self.size(source, steps)
-        if self._arena is None or any(have < need for have, need in zip(self._arena.size, size, strict=True)):
+        if self._arena is None or not self._suffices(self._arena.size, size):
             self._lanes.clear()
             self._arena = None
             self._arena = self._make_arena(size)
         return self._arena
+
+    def _suffices(self, held: View, size: View) -> bool:
+        """True when an arena is wide enough, and a new one would not have twice its slots: another one is recorded anew."""
+        return held.source >= size.source and held.steps >= size.steps and size.slots < 2 * held.slots
 
     def lane(self, arena: Arena, choice: Choice) -> Lane:
         """Return the lane that runs the steps of the open arena with this choice; the latest ones keep what they recorded."""

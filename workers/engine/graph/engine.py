@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from gistmill.errors import UnsupportedModel
+from gistmill.errors import ModelUnavailable, UnsupportedModel
 from gistmill.specs import GenerationParameters, Precision
 from workers.engine.base import Engine, Failure, Outcome, Row
 from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
 from workers.engine.graph.adapters import AdaptedEngine, Merger
 from workers.engine.graph.arena import Arena, Ending
 from workers.engine.graph.desk import Desk
-from workers.engine.graph.lane import EagerLane, Lane
+from workers.engine.graph.lane import EagerLane, Lane, Side
+from workers.engine.graph.operations import Operations, TorchOperations
 from workers.engine.graph.step import Choice, choose_best, choose_by_noise
 from workers.engine.graph.stream import Stream
 from workers.engine.graph.weights import T5Weights, take_weights
@@ -27,7 +28,7 @@ from workers.engine.tokenizing import ModelTokenizer, completed
 from workers.engine.transformers import not_finite
 
 CPU_BUDGET_TOKENS, CPU_MAX_ROWS = 32_768, 32
-GPU_BUDGET_TOKENS, GPU_MAX_ROWS = 262_144, 512
+GPU_BUDGET_TOKENS, GPU_MAX_ROWS = 1_179_648, 1_024
 
 
 def load(directory: Path, *, device: str, precision: Precision, threads: int = 0, budget_tokens: int = 0) -> GraphEngine:
@@ -61,7 +62,7 @@ class GraphEngine(ReadingEngine):
         self, loaded: LoadedModel, *, device: str = "cpu", budget_tokens: int = 0, directory: Path | None = None
     ) -> None:
         start, ends = _read_special_tokens(loaded)
-        weights = take_weights(loaded.model, device=device)
+        weights = take_weights(loaded.model, _operations(device), device=device)
         self._tokenizer = ModelTokenizer(loaded.tokenizer, weights.shape.vocabulary)
         self._ends = frozenset(ends)
         self._directory = directory
@@ -75,6 +76,7 @@ class GraphEngine(ReadingEngine):
             ends=ends,
             budget_tokens=budget_tokens or _default_budget(weights),
             max_rows=CPU_MAX_ROWS if self.device == "cpu" else GPU_MAX_ROWS,
+            side=_make_side(weights),
         )
 
     def add_adapter(self, digest: str, directory: Path) -> None:
@@ -126,10 +128,37 @@ class GraphEngine(ReadingEngine):
         assert parameters.num_beams == 1, "this engine decodes one text per row"
         return Stream(self._desk, rows, parameters, _choice(parameters), self._finish, adapter).run(should_stop)
 
-    def _finish(self, row: Row, ending: Ending) -> Outcome:
-        if ending.bad_step is not None:
-            return Failure(row.prompt.key, not_finite(ending.bad_step))
-        return completed(row, ending.tokens, self._tokenizer, self._ends)
+    def _finish(self, ended: Sequence[tuple[Row, Ending]]) -> list[Outcome]:
+        texts = self._tokenizer.decode_all([ending.tokens for _, ending in ended])
+        return [
+            completed(row, ending.tokens, text, self._ends)
+            if ending.bad_step is None
+            else Failure(row.prompt.key, not_finite(ending.bad_step))
+            for (row, ending), text in zip(ended, texts, strict=True)
+        ]
+
+
+def _operations(device: str) -> Operations:
+    """Return the operations of a device, after a trial of those that are compiled there.
+
+    Raises:
+        UnsupportedModel: they cannot be compiled.
+    """
+    if device == "cpu":
+        return TorchOperations()
+    try:
+        from workers.engine.graph.kernels import TritonOperations
+
+        operations = TritonOperations()
+        operations.normalize(torch.ones(1, 8, device=device), torch.ones(8, device=device), 1e-6)
+    except torch.OutOfMemoryError as error:
+        raise ModelUnavailable(f"The device {device} has no room for the model now. Trying again is safe.") from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"The engine graph cannot compile its kernels here: {error}. Triton and a C compiler have to be installed; or use "
+            "the engine transformers."
+        ) from error
+    return operations
 
 
 def _make_lane(weights: T5Weights, arena: Arena, choice: Choice) -> Lane:
@@ -138,6 +167,14 @@ def _make_lane(weights: T5Weights, arena: Arena, choice: Choice) -> Lane:
     from workers.engine.graph.cuda import CudaLane
 
     return CudaLane(weights, arena, choice)
+
+
+def _make_side(weights: T5Weights) -> Side | None:
+    if not weights.embedding.is_cuda:
+        return None
+    from workers.engine.graph.cuda import CudaSide
+
+    return CudaSide()
 
 
 def _default_budget(weights: T5Weights) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -11,6 +12,28 @@ from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.encoder import align
 from workers.engine.graph.step import Choice, decode_step
 from workers.engine.graph.weights import T5Weights
+
+Result = TypeVar("Result")
+
+
+class Side(Protocol):
+    """Computes beside the steps what rows need that join later."""
+
+    def begin(self) -> None:
+        """Let what was launched by now, such as a change of the weights, come before all that is run from here on."""
+        ...
+
+    def run(self, compute: Callable[[], Result]) -> tuple[Result, Any]:
+        """Return a result, which may still be on its way, and the mark of its arrival."""
+        ...
+
+    def join(self, mark: Any, tensors: tuple[Tensor, ...]) -> None:
+        """Let what is launched next come after the mark; it reads these tensors."""
+        ...
+
+    def end(self) -> None:
+        """Let what is launched next come after all that was run."""
+        ...
 
 
 class Lane(Protocol):
@@ -31,6 +54,23 @@ class Lane(Protocol):
     def forget(self) -> None:
         """Drop what was to be read: a row has come or gone, so what is known of its slot is no longer about it."""
         ...
+
+
+class EagerSide:
+    """Computes at once, on any device."""
+
+    def begin(self) -> None:
+        """Do nothing: all is done already."""
+
+    def run(self, compute: Callable[[], Result]) -> tuple[Result, Any]:
+        """Return a result."""
+        return compute(), None
+
+    def join(self, mark: Any, tensors: tuple[Tensor, ...]) -> None:
+        """Do nothing: all is done already."""
+
+    def end(self) -> None:
+        """Do nothing: all is done already."""
 
 
 class EagerLane:

@@ -1,32 +1,25 @@
-"""The pieces that encoder and decoder share. Shapes: D model width, F feed-forward width; any leading dimensions."""
+"""The part that encoder and decoder layers share. Shapes: D model width, F feed-forward width; n positions."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.engine.graph.weights import EncoderLayer, T5Shape
+from workers.engine.graph.weights import EncoderLayer, T5Weights
 
 
-def normalize(hidden: Tensor, weight: Tensor, shape: T5Shape) -> Tensor:
-    """Return (…, D) scaled to root mean square 1 and by the weight."""
-    return functional.rms_norm(hidden, (shape.width,), weight, shape.epsilon)
+def normalize(hidden: Tensor, weight: Tensor, weights: T5Weights) -> Tensor:
+    """Return (n, D) scaled to root mean square 1 and by the weight."""
+    return weights.operations.normalize(hidden, weight, weights.shape.epsilon)
 
 
-def feed_forward(hidden: Tensor, layer: EncoderLayer, shape: T5Shape) -> Tensor:
-    """Return (…, D) with the layer's feed-forward part added."""
-    inner = functional.linear(normalize(hidden, layer.feed_norm, shape), layer.feed_in)
-    if shape.is_gated:
-        gate, linear = inner.chunk(2, dim=-1)
-        inner = functional.gelu(gate, approximate="tanh") * linear
-    else:
-        inner = functional.relu(inner)
-    return hidden + functional.linear(inner, layer.feed_out)
+def add_product(hidden: Tensor, inner: Tensor, matrix: Tensor) -> Tensor:
+    """Add the product of inner (n, F) and a matrix (D, F) to hidden (n, D), in place, and return it."""
+    return hidden.addmm_(inner, matrix.t())
 
 
-def length_mask(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Return (B, 1, 1, width), 0 where a position is below its row's length (B), else -inf."""
-    positions = torch.arange(width, device=lengths.device)
-    outside = positions >= lengths[:, None]
-    return torch.zeros(outside.shape, dtype=dtype, device=lengths.device).masked_fill_(outside, -torch.inf)[:, None, None]
+def feed_forward(hidden: Tensor, layer: EncoderLayer, weights: T5Weights) -> Tensor:
+    """Return hidden (n, D), to which the layer's feed-forward part was added in place."""
+    inner = functional.linear(normalize(hidden, layer.feed_norm, weights), layer.feed_in)
+    inner = weights.operations.gate(inner) if weights.shape.is_gated else inner.relu_()
+    return add_product(hidden, inner, layer.feed_out)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
 import torch
+from torch import Tensor
 
 from gistmill.errors import DeviceOutOfMemory, ItemError
 from gistmill.specs import GenerationParameters
 from workers.engine.base import Failure, Outcome, Row
 from workers.engine.graph.arena import Arena, Ending, View
 from workers.engine.graph.desk import Desk
-from workers.engine.graph.encoder import align, encode, pad_sources
+from workers.engine.graph.encoder import align, encode, pad_sources, upload
 from workers.engine.graph.lane import Lane
 from workers.engine.graph.step import Choice
 from workers.engine.sampling import row_noise
@@ -23,19 +25,28 @@ from workers.engine.transformers import FORWARD_ERRORS, blame, is_device_lost
 
 log = structlog.get_logger(__name__)
 
-ENCODER_TOKENS = 8_192
+ENCODER_TOKENS, GPU_ENCODER_TOKENS = 8_192, 16_384
 # The encoder's mask has a number per row, head and pair of positions.
 ENCODER_PAIRS = 2**26
 # Rows join when a quarter of the slots is free, so that the encoder gets batches, and leave by eighths of those in flight.
 JOIN_SHARE, LEAVE_SHARE = 4, 8
 
 
-@dataclass
-class Flight:
-    """A row in a slot; `steps` were run since it joined."""
+class Flight(NamedTuple):
+    """A row in a slot, and the number of steps that the stream had run when it joined."""
 
     row: Row
-    steps: int = 0
+    since: int
+
+
+class Encoded(NamedTuple):
+    """Rows on their way to slots: their keys and values (B, S, L * 2HK), lengths (B), noise (B, T) or None, their arrival."""
+
+    rows: list[Row]
+    fused: Tensor
+    lengths: Tensor
+    noise: Tensor | None
+    mark: Any
 
 
 class Stream:
@@ -47,7 +58,7 @@ class Stream:
         rows: Sequence[Row],
         parameters: GenerationParameters,
         choice: Choice,
-        finish: Callable[[Row, Ending], Outcome],
+        finish: Callable[[Sequence[tuple[Row, Ending]]], list[Outcome]],
         adapter: str | None = None,
     ) -> None:
         self._desk = desk
@@ -56,21 +67,31 @@ class Stream:
         self._finish = finish
         self._adapter = adapter
         self._waiting = deque(sorted(rows, key=lambda row: -len(row.tokens)))
+        self._ready: deque[Encoded] = deque()
+        self._ahead_tokens = desk.ahead_tokens
         self._flights: dict[int, Flight] = {}
         self._arena: Arena | None = None
         self._lane: Lane | None = None
-        self._encoder_tokens = ENCODER_TOKENS
+        self._steps = 0
+        # The longest source in flight, and when the first of the rows joined; None when rows have come or gone since.
+        self._extent: tuple[int, int] | None = None
+        self._ended: list[tuple[Row, Ending]] = []
+        self._encoder_tokens = ENCODER_TOKENS if desk.device == "cpu" else GPU_ENCODER_TOKENS
         self._most_rows = desk.max_rows
 
     def run(self, should_stop: Callable[[], bool]) -> Iterator[list[Outcome]]:
         """Yield the outcomes of rows as they leave; see `Engine.generate`."""
         try:
-            while self._waiting or self._flights:
+            while self._waiting or self._ready or self._flights or self._ended:
                 if should_stop():
                     return
                 self._desk.seize(self, self._adapter)
                 with torch.inference_mode():
-                    outcomes = self._admit() + self._step() + self._harvest()
+                    outcomes = self._admit() + self._step()
+                    self._encode_ahead()
+                    # Text is made of the rows that left before while the device computes for those that have come.
+                    outcomes += self._finish_ended()
+                    self._harvest()
                 if outcomes:
                     yield outcomes
         finally:
@@ -80,15 +101,24 @@ class Stream:
         """Take every row out of its slot; they run anew later."""
         with torch.inference_mode():
             self._send_back(list(self._flights))
+            self._give_up_ready()
         self._arena = self._lane = None
 
     def _admit(self) -> list[Outcome]:
         """Let waiting rows join; return the failures of those that cannot."""
         outcomes: list[Outcome] = []
-        while self._waiting and (room := self._room(is_first=not outcomes)):
-            group = self._next_group(room)
+        has_joined = False
+        while (self._ready or self._waiting) and (room := self._room(has_joined=has_joined)):
+            if self._ready:
+                if len(self._ready[0].rows) > room:
+                    break
+                self._join_ready()
+                has_joined = True
+                continue
+            group = self._next_group(room, self._encoder_tokens)
             try:
                 self._join(group)
+                has_joined = True
                 continue
             except FORWARD_ERRORS as error:
                 if is_device_lost(error):
@@ -103,46 +133,105 @@ class Stream:
             log.warning("batch_split", rows=len(group), tokens=_cost(group), error=failed.code)
         return outcomes
 
-    def _room(self, *, is_first: bool) -> int:
-        """Return how many rows may join now."""
+    def _room(self, *, has_joined: bool) -> int:
+        """Return how many rows may join now; once some have, as many as there is room for."""
         if not self._flights:
-            return self._most_rows
+            return max(self._most_rows, len(self._ready[0].rows) if self._ready else 0)
         assert self._arena is not None
         size = self._arena.size
         free = min(size.slots, self._most_rows) - len(self._flights)
-        is_enough = free * JOIN_SHARE >= size.slots or not is_first
+        is_enough = has_joined or free * JOIN_SHARE >= size.slots
         return free if is_enough and not self._is_too_wide() else 0
 
     def _is_too_wide(self) -> bool:
         """True when the rows in flight had better end first: those that wait would get more slots of their own width."""
         assert self._arena is not None
-        width = len(self._waiting[0].tokens)
+        width = len((self._ready[0].rows if self._ready else self._waiting)[0].tokens)
         slots = self._desk.size(width, self._parameters.max_new_tokens).slots
         return width * 4 <= self._arena.size.source and slots >= 2 * self._arena.size.slots
 
-    def _next_group(self, room: int) -> list[Row]:
+    def _next_group(self, rows: int, tokens: int) -> list[Row]:
         group = [self._waiting.popleft()]
         width = align(len(group[0].tokens))
         pairs = width * width * self._desk.weights.shape.heads
-        most = min(room, self._encoder_tokens // width, ENCODER_PAIRS // pairs)
+        most = min(rows, min(self._encoder_tokens, tokens) // width, ENCODER_PAIRS // pairs)
         while self._waiting and len(group) < most:
             group.append(self._waiting.popleft())
         return group
 
     def _join(self, group: list[Row]) -> None:
-        """Put the first rows of a group that fit into slots; the rest waits again."""
-        if not self._flights or self._arena is None or self._lane is None:
-            self._open(group[0])
-        assert self._arena is not None
-        assert self._lane is not None
-        free = [slot for slot in range(self._arena.size.slots) if slot not in self._flights]
+        """Encode the first rows of a group that fit into slots and put them there; the rest waits again."""
+        free = self._open_for(group)
         self._waiting.extendleft(reversed(group[len(free) :]))
         del group[len(free) :]
+        self._put(self._encode(group), free)
+
+    def _join_ready(self) -> None:
+        """Put the rows that were encoded first into slots; when the arena has too few, they wait again."""
+        ready = self._ready[0]
+        free = self._open_for(ready.rows)
+        if len(free) < len(ready.rows):
+            self._give_up_ready()
+            return
+        assert self._desk.side is not None
+        self._desk.side.join(ready.mark, (ready.fused, ready.lengths, *([] if ready.noise is None else [ready.noise])))
+        self._put(self._ready.popleft(), free)
+
+    def _encode_ahead(self) -> None:
+        """Encode the next group beside the steps, if there is room; when that fails, do so no more."""
+        side, tokens = self._desk.side, self._ahead_tokens - sum(_cost(ready.rows) for ready in self._ready)
+        if side is None or self._arena is None or not self._flights or not self._waiting:
+            return
+        if tokens < align(len(self._waiting[0].tokens)):
+            return
+        if not self._ready:
+            side.begin()
+        # They join when so many slots are free.
+        group = self._next_group(max(1, self._arena.size.slots // JOIN_SHARE), tokens)
+        try:
+            encoded, mark = side.run(partial(self._encode, group))
+        except FORWARD_ERRORS as error:
+            if is_device_lost(error):
+                raise
+            # Whose fault it is shows when they are encoded for slots that are there.
+            self._waiting.extendleft(reversed(group))
+            self._ahead_tokens = 0
+            self._give_up_ready()
+            self._desk.give_back_memory()
+            log.warning("encoding_ahead_given_up", rows=len(group), error=type(error).__name__)
+        else:
+            self._ready.append(encoded._replace(mark=mark))
+
+    def _give_up_ready(self) -> None:
+        """Let what was encoded ahead wait again, and end what still runs of it."""
+        if self._desk.side is not None:
+            self._desk.side.end()
+        for ready in reversed(self._ready):
+            self._waiting.extendleft(reversed(ready.rows))
+        self._ready.clear()
+
+    def _encode(self, group: list[Row]) -> Encoded:
         tokens, lengths = pad_sources([row.tokens for row in group], device=self._desk.device)
-        cross_kv = encode(self._desk.weights, tokens, lengths)
-        self._arena.admit(free[: len(group)], cross_kv, lengths, self._noise(group))
+        return Encoded(group, encode(self._desk.weights, tokens, lengths), lengths, self._noise(group), None)
+
+    def _open_for(self, group: Sequence[Row]) -> list[int]:
+        """Return the free slots of the arena, a new one when no row is in flight."""
+        if not self._flights or self._arena is None or self._lane is None:
+            waiting = self._waiting[0] if self._waiting else group[0]
+            self._open(max(group[0], waiting, key=lambda row: len(row.tokens)))
+        assert self._arena is not None
+        return [slot for slot in range(self._arena.size.slots) if slot not in self._flights]
+
+    def _put(self, encoded: Encoded, free: Sequence[int]) -> None:
+        assert self._arena is not None
+        assert self._lane is not None
+        rows, operations = encoded.rows, self._desk.weights.operations
+        slots = upload(torch.tensor(free[: len(rows)]), self._desk.device)
+        self._arena.admit(slots, encoded.lengths, encoded.noise, clear=operations.reads_beyond_lengths)
+        operations.keep_source(self._arena, slots, encoded.fused, encoded.lengths)
         self._lane.forget()
-        self._flights.update(zip(free, map(Flight, group), strict=False))
+        self._extent = None
+        self._flights.update(zip(free, (Flight(row, self._steps) for row in rows), strict=False))
 
     def _open(self, longest: Row) -> None:
         self._arena = self._lane = None
@@ -156,23 +245,21 @@ class Stream:
             return None
         seed, steps = self._parameters.seed, self._parameters.max_new_tokens
         table = np.stack([row_noise(seed, row.prompt.noise, steps) for row in group])
-        return torch.from_numpy(table).to(self._desk.device)
+        return upload(torch.from_numpy(table), self._desk.device)
 
     def _step(self) -> list[Outcome]:
         """Run a step; when it fails, half of the rows go back, and a row alone fails."""
         if not self._flights:
             return []
         assert self._lane is not None
-        rows = [flight.row for flight in self._flights.values()]
         try:
             self._lane.step(self._view())
         except FORWARD_ERRORS as error:
             if is_device_lost(error):
                 raise
-            failed = blame(error, rows)
+            failed = blame(error, [flight.row for flight in self._flights.values()])
         else:
-            for flight in self._flights.values():
-                flight.steps += 1
+            self._steps += 1
             return []
         self._desk.give_back_memory()
         return self._split(failed)
@@ -206,25 +293,32 @@ class Stream:
         return view
 
     def _needed(self, slots: int) -> View:
-        source = max(len(flight.row.tokens) for flight in self._flights.values())
-        return View(slots, source, max(flight.steps for flight in self._flights.values()) + 1)
+        if self._extent is None:
+            source = max(len(flight.row.tokens) for flight in self._flights.values())
+            self._extent = source, min(flight.since for flight in self._flights.values())
+        source, since = self._extent
+        return View(slots, source, self._steps - since + 1)
 
-    def _harvest(self) -> list[Outcome]:
-        """Return the outcomes of the rows that are done, when they are enough or the last."""
+    def _harvest(self) -> None:
+        """Take out the rows that are done, when they are enough or the last."""
         done = self._lane.read_done() if self._lane is not None and self._flights else None
         if done is None:
-            return []
+            return
         left = [slot for slot in self._flights if done[slot]]
-        if not left or len(left) * LEAVE_SHARE < len(self._flights):
-            return []
-        rows = [self._flights[slot].row for slot in left]
-        return [self._finish(row, ending) for row, ending in zip(rows, self._take_out(left), strict=True)]
+        if left and len(left) * LEAVE_SHARE >= len(self._flights):
+            rows = [self._flights[slot].row for slot in left]
+            self._ended += zip(rows, self._take_out(left), strict=True)
+
+    def _finish_ended(self) -> list[Outcome]:
+        ended, self._ended = self._ended, []
+        return self._finish(ended) if ended else []
 
     def _take_out(self, slots: Sequence[int]) -> list[Ending]:
         assert self._arena is not None
         assert self._lane is not None
         endings = self._arena.leave(slots)
         self._lane.forget()
+        self._extent = None
         for slot in slots:
             del self._flights[slot]
         return endings

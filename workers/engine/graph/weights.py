@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gistmill.errors import ModelUnavailable, UnsupportedModel
+
+if TYPE_CHECKING:
+    from workers.engine.graph.operations import Operations
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ class T5Weights:
     embedding and output (V, D), the same tensor when they are tied; encoder_bias (2M + 1, H) by distance from -M to M,
     decoder_bias (M + 1, H) by distance back from 0 to M; cross_kv (L * 2 * HK, D), of each layer the keys, then the values.
     `parts` has the place of each module's own weight within these, under the module's name in the checkpoint: what is written
-    there is what the next step computes with, at the same address.
+    there is what the next step computes with, at the same address. `operations` are those of the device.
     """
 
     shape: T5Shape
+    operations: Operations
     embedding: Tensor
     output: Tensor
     encoder: tuple[EncoderLayer, ...]
@@ -89,8 +93,8 @@ class T5Weights:
             yield from (value for value in vars(owner).values() if isinstance(value, Tensor))
 
 
-def take_weights(model: Any, *, device: str) -> T5Weights:
-    """Copy the weights of a loaded T5 of transformers, in its own dtype, onto a device.
+def take_weights(model: Any, operations: Operations, *, device: str) -> T5Weights:
+    """Copy the weights of a loaded T5 of transformers, in its own dtype, onto a device with these operations.
 
     Raises:
         UnsupportedModel: encoder and decoder read tokens by different embeddings.
@@ -101,7 +105,7 @@ def take_weights(model: Any, *, device: str) -> T5Weights:
         raise UnsupportedModel("The engine graph runs T5 models with one embedding for encoder and decoder only.")
     try:
         with torch.inference_mode():
-            return _Taker(model, device).take()
+            return _Taker(model, operations, device).take()
     except torch.OutOfMemoryError as error:
         raise ModelUnavailable(f"The device {device} has no room for the model now. Trying again is safe.") from error
 
@@ -109,8 +113,9 @@ def take_weights(model: Any, *, device: str) -> T5Weights:
 class _Taker:
     """Fuses and copies, and notes where each module's weight went."""
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, model: Any, operations: Operations, device: str) -> None:
         self._model = model
+        self._operations = operations
         self._device = device
         self._modules: dict[str, Any] = dict(model.named_modules())
         self._parts: dict[str, Tensor] = {}
@@ -121,6 +126,7 @@ class _Taker:
         is_tied = model.lm_head.weight is model.shared.weight
         return T5Weights(
             shape=shape,
+            operations=self._operations,
             embedding=embedding,
             output=embedding if is_tied else self._fuse(["lm_head"]),
             encoder=tuple(self._encoder_layer(number) for number in range(len(model.encoder.block))),
