@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,14 +25,13 @@ from benchmarks.generation.system import Form, Stack
 from benchmarks.generation.work import PROMPT, make_dialogues
 from gistmill import prompts
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Completion, Engine, Prompt, Row
+from workers.engine.base import PAGE_ROWS, Completion, Engine, Prompt, Row
 from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.encoder import encode, pad_sources
 from workers.engine.graph.engine import GraphEngine
 from workers.engine.graph.engine import load as load_graph
 
 TOKENS_OUT = 40
-PAGE_ROWS = 2_048
 PARAMETERS = GenerationParameters(max_new_tokens=TOKENS_OUT)
 BATCHES = (128, 256, 512)
 
@@ -40,11 +40,11 @@ def main() -> int:
     """Measure and print; the JSON goes where it is told to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
     parser.add_argument("--shape", choices=("tiny", "small", "base"), default="base")
-    parser.add_argument("--rows", type=int, default=8_192)
+    parser.add_argument("--rows", type=int, default=16_384)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="+", default=["steps", "engine", "transformers"])
     parser.add_argument("--profile", action="store_true", help="print what a step and an encoding spend their time on")
-    parser.add_argument("--system-rows", type=int, default=32_768)
+    parser.add_argument("--system-rows", type=int, default=65_536)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> int:
             found["system"] = measure_system(directory, Path(name) / "stack", options)
             say(json.dumps(found["system"]))
         if "transformers" in options.parts:
-            found["transformers"] = measure_transformers(directory, texts[: options.rows // 4])
+            found["transformers"] = measure_transformers(directory, texts[:2_048])
             say(json.dumps(found["transformers"]))
     if torch.cuda.is_available():
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -101,11 +101,12 @@ def _name_device() -> str:
 
 def measure_system(model: Path, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return dialogues/s from the start of `gistmill summarize` to the last row in SQL, with one worker that is warm."""
-    dialogues = make_dialogues(options.system_rows)
+    # Distinct ones take long to make: the same come again, told apart by a line of their own.
+    some = make_dialogues(4_096)
+    dialogues = [f"{some[number % len(some)]}\n#Person1#: {number}." for number in range(options.system_rows)]
     stack = Stack(directory, model, workers=1, most_tokens=TOKENS_OUT, device=options.device)
     form = Form("system")
     try:
-        some = dialogues[: options.system_rows // 8]
         cold = stack.summarize(range(len(some)), some, form)
         rounds = [stack.summarize(range(len(dialogues)), dialogues, form) for _ in range(options.rounds)]
     finally:
@@ -138,8 +139,9 @@ def profile_engine(engine: GraphEngine, texts: Sequence[str]) -> None:
 
 
 def run_ahead(engine: GraphEngine, items: Sequence[Prompt]) -> Iterator[list[Any]]:
-    """Read the next page while this one is completed."""
-    pages = [items[start : start + PAGE_ROWS] for start in range(0, len(items), PAGE_ROWS)]
+    """Read the next page while this one is completed; the first one is small, as in a worker."""
+    starts = [0, *range(PAGE_ROWS, len(items), engine.page_rows)]
+    pages = [items[start:end] for start, end in pairwise([*starts, len(items)])]
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(read, engine, pages[0])
         for page in [*pages[1:], None]:

@@ -26,7 +26,8 @@ PAGE = 4
 
 @pytest.fixture(autouse=True)
 def _small_pages(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "ROWS", PAGE)
+    monkeypatch.setattr(pages, "PAGE_ROWS", PAGE)
+    monkeypatch.setattr(FakeEngine, "page_rows", PAGE)
     bench.handler.settings = FAST.model_copy(update={"commit_s": 0.0})
 
 

@@ -125,6 +125,7 @@ class AdaptedEngine:
         self.device = base.device
         self.dtype = base.dtype
         self.weight_bytes = 0
+        self.page_rows = base.page_rows
 
     def generate(
         self,

@@ -13,6 +13,9 @@ from typing import Literal, NamedTuple, Protocol
 from gistmill.errors import ItemError
 from gistmill.specs import GenerationParameters, Overflow
 
+# Few enough that another worker's generations are soon seen.
+PAGE_ROWS = 1_024
+
 
 class Prompt(NamedTuple):
     """One row to complete. `key` is the caller's handle and comes back with the outcome.
@@ -63,13 +66,14 @@ class Engine(Protocol):
     """A loaded model that completes prompts.
 
     `device` and `dtype` say how it runs ("cpu", "cuda:0"; "float32", "bfloat16", "int8"); `weight_bytes` is what its weights
-    occupy.
+    occupy. `page_rows` is how many rows it wants at a time: several times those that it works on at once.
     """
 
     name: str
     device: str
     dtype: str
     weight_bytes: int
+    page_rows: int
 
     def read(
         self, prompts: Sequence[Prompt], *, max_input_tokens: int, on_overflow: Overflow, should_stop: Callable[[], bool]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gistmill.errors import GenerationFailed, InputTooLong, ItemError
 from gistmill.specs import GenerationParameters, Overflow
-from workers.engine.base import Failure, Outcome, Prompt, Row
+from workers.engine.base import PAGE_ROWS, Failure, Outcome, Prompt, Row
 
 ENCODE_ROWS = 256
 
@@ -23,6 +23,7 @@ class ReadingEngine(ABC):
     dtype: str
     weight_bytes: int
     max_positions: int | None = None
+    page_rows = PAGE_ROWS
 
     @abstractmethod
     def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:

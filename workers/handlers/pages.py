@@ -14,10 +14,7 @@ from gistmill.db.results import Found, find_generations
 from gistmill.db.session import Database
 from gistmill.prompts import PromptTemplate
 from gistmill.specs import SummarizeSpec
-from workers.engine.base import Engine, Failure, Prompt, Row
-
-# Rows looked up and generated in one go: enough for any batch, few enough that another worker's generations are soon seen.
-ROWS = 1024
+from workers.engine.base import PAGE_ROWS, Engine, Failure, Prompt, Row
 
 
 class Page(NamedTuple):
@@ -99,7 +96,7 @@ class Pages:
         return page._replace(read=read)
 
     def _load(self, first_rank: int | None, engine: Engine | None) -> Page | None:
-        units, found, next_rank = self._look_up(first_rank)
+        units, found, next_rank = self._look_up(first_rank, PAGE_ROWS if engine is None else engine.page_rows)
         if not units:
             return None
         known = {(item.unit.dialogue_key, item.unit.draw) for item in found}
@@ -108,14 +105,14 @@ class Pages:
         page = Page(found, missing, prompts, [], next_rank)
         return page if engine is None else self.read(page, engine, self._is_over.is_set)
 
-    def _look_up(self, first_rank: int | None) -> tuple[list[Unit], list[Found], int | None]:
-        """Return the units of the page, those that exist already, and the rank behind it."""
+    def _look_up(self, first_rank: int | None, rows: int) -> tuple[list[Unit], list[Found], int | None]:
+        """Return the units of a page of so many rows, those that exist already, and the rank behind it."""
         spec, claim = self._spec, self._claim
         with self._database.read() as connection:
             units = load_pending(
-                connection, claim, limit=ROWS + 1, is_sampling=spec.generation.do_sample, first_rank=first_rank
+                connection, claim, limit=rows + 1, is_sampling=spec.generation.do_sample, first_rank=first_rank
             )
-            units, next_rank = _cut(units)
+            units, next_rank = _cut(units, rows)
             with_truncated = spec.on_overflow == "truncate"
             found = find_generations(connection, claim, units, with_truncated=with_truncated) if units else []
         return units, found, next_rank
@@ -125,12 +122,12 @@ class Pages:
         return [Prompt(number, template.render(unit.text), noise=(unit.digest, unit.draw)) for number, unit in enumerate(units)]
 
 
-def _cut(units: list[Unit]) -> tuple[list[Unit], int | None]:
+def _cut(units: list[Unit], rows: int) -> tuple[list[Unit], int | None]:
     """Leave the last dialogue to the next page when that was begun, for it may have more items than were looked up.
 
     A dialogue that fills a page alone stays; what is left of it is found by the next look at the whole chunk.
     """
-    if sum(len(unit.rows) for unit in units) <= ROWS:
+    if sum(len(unit.rows) for unit in units) <= rows:
         return units, None
     last = units[-1].rank
     whole = [unit for unit in units if unit.rank != last]

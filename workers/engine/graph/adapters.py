@@ -113,6 +113,7 @@ class AdaptedEngine(ReadingEngine):
         self.device = base.device
         self.dtype = base.dtype
         self.weight_bytes = 0
+        self.page_rows = base.page_rows
 
     def close(self) -> None:
         """Do nothing: the memory is the base engine's to give back."""

@@ -29,6 +29,7 @@ from workers.engine.transformers import not_finite
 
 CPU_BUDGET_TOKENS, CPU_MAX_ROWS = 32_768, 32
 GPU_BUDGET_TOKENS, GPU_MAX_ROWS = 1_179_648, 1_024
+GPU_PAGE_ROWS = 8 * GPU_MAX_ROWS
 
 
 def load(directory: Path, *, device: str, precision: Precision, threads: int = 0, budget_tokens: int = 0) -> GraphEngine:
@@ -78,6 +79,8 @@ class GraphEngine(ReadingEngine):
             max_rows=CPU_MAX_ROWS if self.device == "cpu" else GPU_MAX_ROWS,
             side=_make_side(weights),
         )
+        if self.device != "cpu":
+            self.page_rows = GPU_PAGE_ROWS
 
     def add_adapter(self, digest: str, directory: Path) -> None:
         """Read the adapter of a directory; on a CPU it counts in `weight_bytes` until it is removed.
