@@ -5,6 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where this is set, each of the thousand processes that the tests start would compile all of Gistmill again.
+unexport PYTHONDONTWRITEBYTECODE
+# How many tests run side by side. Files stay together in `make test`, for many share a model; the fault list is dealt out test
+# by test. A test marked `alone` has no other beside it. Without: make test SIDE_BY_SIDE=0
+SIDE_BY_SIDE ?= 2
+FAULTS_SIDE_BY_SIDE ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-finetune demo-experiment test check faults engines gpu hosts coverage docs train-gist-tiny train-gist-tiny-base bench bench-gpu bench-quick bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
@@ -32,7 +38,7 @@ demo-experiment: $(STAMP) ## Run the whole notebook on the built-in base, kill a
 
 test: $(STAMP) ## Run the checks and all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(SIDE_BY_SIDE) --dist loadfile $(PYTEST_ARGS)
 
 check: $(STAMP) ## Lint, types and import contracts
 	$(BIN)/ruff check .
@@ -41,7 +47,7 @@ check: $(STAMP) ## Lint, types and import contracts
 	$(BIN)/lint-imports
 
 faults: $(STAMP) ## Run the whole fault list: real processes, servers and links, hurt one by one
-	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/faults --numprocesses $(FAULTS_SIDE_BY_SIDE) --dist worksteal $(PYTEST_ARGS)
 
 # Exit status 5 says that no test was found.
 engines: $(STAMP) ## Run the long tests of the engines: real models, whole data sets (DATA=FILE), hard limits

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hypothesis
 import pytest
@@ -12,20 +13,42 @@ import pytest
 from gistmill.db.session import Database, open_database
 from tests.support.databases import NoPostgreSQL, PostgreSQLServer, SQLiteFiles
 from tests.support.servers import RedisServer
+from tests.support.turnstile import Turnstile
 
 # `--hypothesis-profile=long` searches on where the short run stops; only the state machine asks for more than the default.
 hypothesis.settings.register_profile("long", deadline=None, max_examples=1000, stateful_step_count=80, print_blob=True)
 
+TURNSTILE = pytest.StashKey[Turnstile]()
+# Where the processes of one run find its turnstile.
+TURNSTILE_FOLDER = "TESTS_TURNSTILE"
+
 BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep tests off the model hub and away from the settings of whoever runs them."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     # The models of tests are tiny: threads that wait for each other would take most of the time, above all on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in [name for name in os.environ if name.startswith("GISTMILL_")]:
         del os.environ[name]
+    if hasattr(config, "workerinput"):
+        config.stash[TURNSTILE] = turnstile = Turnstile(Path(os.environ[TURNSTILE_FOLDER]))
+        config.add_cleanup(turnstile.close)
+    elif config.getoption("numprocesses", None):
+        folder = TemporaryDirectory(prefix="gm-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ[TURNSTILE_FOLDER] = folder.name
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let nothing run beside a test that is marked `alone`. The wait is not part of the test's time."""
+    turnstile = item.config.stash.get(TURNSTILE, None)
+    if turnstile is None:
+        return (yield)
+    with turnstile.entered(is_alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.fleet import Fleet
+from tests.support.nursery import Nursery
 from tests.support.servers import RedisServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[None]:
+    """Workers are forks of one process here. tests/system starts each as a program of its own."""
+    Fleet.nursery = made = Nursery()
+    yield
+    made.close()
+    Fleet.nursery = None
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def test_device_goes_on_while_results_are_recorded(bench: Bench) -> None:
     assert (Watching.batches, job_row(bench.database, job)["succeeded"]) == (3, len(TEXTS))
 
 
+@pytest.mark.alone
 def test_stages_together_take_less_time_than_one_after_the_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     step_s = 0.15
 

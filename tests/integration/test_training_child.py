@@ -136,6 +136,7 @@ def test_what_a_dying_child_wrote_comes_back(inputs: Path, tmp_path: Path) -> No
     assert "PYTHONHASHSEED must be" in caught.value.stderr_tail
 
 
+@pytest.mark.alone
 def test_a_child_dies_with_its_parent_and_so_do_its_helpers(inputs: Path, tmp_path: Path) -> None:
     plan = make_plan(inputs, tmp_path, epochs=1000, dataloader_workers=2, validation_file=None)
     path = tmp_path / "given.json"

@@ -11,8 +11,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from tests.support.ledger import Ledger
+from tests.support.nursery import ForkedProcess, Nursery
 from tests.support.servers import die_with_parent
 
 LEASE_S = 2.0
@@ -35,7 +37,7 @@ class WorkerProcess:
     """One worker process of the fleet."""
 
     uuid: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     log: Path
 
     def send(self, number: signal.Signals) -> None:
@@ -54,7 +56,12 @@ class WorkerProcess:
 
 @dataclass
 class Fleet:
-    """Starts workers against one database and one Redis; `stop` leaves no process behind."""
+    """Starts workers against one database and one Redis; `stop` leaves no process behind.
+
+    With a nursery its workers are forks, which saves most of what a start costs; without, each is a program of its own.
+    """
+
+    nursery: ClassVar[Nursery | None] = None
 
     directory: Path
     database_url: str
@@ -85,21 +92,29 @@ class Fleet:
         pinned = ["--device-uuid", "cpu-0", "--device-kind", "cpu", "--device-name", "CPU", "--device-bytes", str(2**34)]
         if kinds:
             pinned += ["--kinds", ",".join(kinds)]
+        settings = (
+            self.env(home)
+            | {"GISTMILL_WORKER__FAKE_SECONDS_PER_ROW": str(seconds_per_row)}
+            | {"GISTMILL_TEST_LEDGER": str(self.ledger.path), "GISTMILL_TEST_DRILL": json.dumps(list(drill))}
+            | environment
+        )
+        process = self._begin(["--child", worker, *pinned], settings, log)
+        started = WorkerProcess(worker, process, log)
+        self.workers.append(started)
+        return started
+
+    def _begin(self, arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes] | ForkedProcess:
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.children.drilled_worker", "--child", worker, *pinned],
-                env=self.env(home)
-                | {"GISTMILL_WORKER__FAKE_SECONDS_PER_ROW": str(seconds_per_row)}
-                | {"GISTMILL_TEST_LEDGER": str(self.ledger.path), "GISTMILL_TEST_DRILL": json.dumps(list(drill))}
-                | environment,
+            if self.nursery is not None:
+                return self.nursery.fork(arguments, environment=environment, log=log)
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.support.children.drilled_worker", *arguments],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 preexec_fn=die_with_parent,
             )
-        started = WorkerProcess(worker, process, log)
-        self.workers.append(started)
-        return started
 
     def env(self, home: Path) -> dict[str, str]:
         """Return the environment of a process with this home."""

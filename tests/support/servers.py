@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+# Below those that the kernel gives to outgoing connections: none of them takes the port of a server that is down for a while.
+PORTS = range(20000, 32768)
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0, what: str = "") -> None:
@@ -29,10 +33,13 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0, what: 
 
 
 def free_port() -> int:
-    """Return a TCP port on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on which nothing listens now, drawn so that runs side by side hardly draw the same."""
+    draw = random.SystemRandom()
+    while True:
+        port = draw.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def die_with_parent() -> None:

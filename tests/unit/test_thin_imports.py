@@ -6,6 +6,8 @@ import resource
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("torch", "transformers", "celery", "redis", "sqlalchemy", "fastapi", "datasets", "pyarrow")
 SHOW = "import sys; print(' '.join(name for name in {heavy} if name in sys.modules))"
 
@@ -33,6 +35,7 @@ except SystemExit as end:
     assert loaded_by(code) == ""
 
 
+@pytest.mark.alone
 def test_help_takes_little_longer_than_the_libraries_that_print_it() -> None:
     def cpu_s(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -117,7 +117,12 @@ def pass_commit(_connection: Connection) -> None:
     faults.point("commit.begun")
 
 
-if __name__ == "__main__":
+def work(arguments: list[str]) -> int:
+    """Be the worker that the arguments and the environment describe; return its exit status."""
     skew(float(os.environ.get("GISTMILL_TEST_SKEW_S", "0")))
     faults.arm(Drill(Ledger(Path(os.environ["GISTMILL_TEST_LEDGER"])), json.loads(os.environ.get("GISTMILL_TEST_DRILL", "[]"))))
-    sys.exit(main())
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(work(sys.argv[1:]))
