@@ -17,3 +17,11 @@ def fleet(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Fleet]:
     yield made
     made.stop()
     print(made.logs())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let nothing run beside these tests: each starts several processes and waits for them as long as a user would."""
+    folder = Path(__file__).parent
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker("alone")
