@@ -160,6 +160,7 @@ def _take_next_chunk(connection: Connection, job_key: int, worker: str, lease_s:
             lease_until=db_now() + lease_s,
             epoch=chunks.c.epoch + 1,
             progressed=False,
+            ended=0,
             started_at=db_now(),
             finished_at=None,
             outcome=None,
