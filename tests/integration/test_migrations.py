@@ -80,7 +80,8 @@ def test_chunk_of_an_older_database_counts_no_ends(empty_database_url: str) -> N
         for statement in ROWS_OF_0002[:-2]:
             connection.exec_driver_sql(statement)
         connection.exec_driver_sql(
-            "INSERT INTO chunks (job_key, ordinal, first_rank, last_rank, dialogues, state, epoch) VALUES (1, 0, 0, 0, 1, 'running', 4)"
+            "INSERT INTO chunks (job_key, ordinal, first_rank, last_rank, dialogues, state, epoch)"
+            " VALUES (1, 0, 0, 0, 1, 'running', 4)"
         )
     upgrade(database)
     with database.read() as connection:
