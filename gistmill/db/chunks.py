@@ -10,10 +10,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, func, select, true, update
+from sqlalchemy import Connection, Update, bindparam, func, select, true, update
 
 from gistmill.db import results
 from gistmill.db.claim import Claim
@@ -223,5 +224,10 @@ def _read_state(connection: Connection, job_key: int) -> JobState:
 
 
 def _free_worker(connection: Connection, worker: str) -> None:
+    connection.execute(_freeing(), {"of_worker": worker})
+
+
+@cache
+def _freeing() -> Update:
     free = func.coalesce(func.nullif(workers.c.state, "busy"), "idle")
-    connection.execute(update(workers).where(workers.c.id == worker).values(chunk_key=None, state=free))
+    return update(workers).where(workers.c.id == bindparam("of_worker")).values(chunk_key=None, state=free)
