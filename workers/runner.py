@@ -35,7 +35,7 @@ from gistmill.faults import point
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
 from gistmill.sweep import budgets, ring_waiting
-from workers.handlers.base import Handler
+from workers.handlers.base import Done, Handler
 from workers.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -102,10 +102,9 @@ class Runner:
         started_at = time.monotonic()
         try:
             ending = self._handle(chunk, partial(self.handlers[chunk.kind].run, chunk, watch))
-            if ending is not None:
-                point("ending.begun", claim=chunk, ending=ending)
-                self.database.transact(ending)
-                point("ending.committed", claim=chunk, ending=ending)
+            point("ending.begun", claim=chunk, ending=ending)
+            self.database.transact(ending)
+            point("ending.committed", claim=chunk, ending=ending)
         except LeaseLost:
             # It may have run out while SQL did not answer: then nobody took the chunk, and it goes back without a crash.
             self._is_unsure = True
@@ -117,10 +116,10 @@ class Runner:
             self.heartbeat.unwatch()
         log.info("chunk_left", job_id=chunk.job_id, chunk=chunk.chunk_key, seconds=round(time.monotonic() - started_at, 3))
 
-    def _handle(self, chunk: Claim, handle: Callable[[], Ending | None]) -> Ending | None:
-        """Run the handler; return the statement that ends the chunk, or None when it is no longer ours."""
+    def _handle(self, chunk: Claim, handle: Callable[[], Done]) -> Ending:
+        """Run the handler; return the statement that ends the chunk."""
         try:
-            last_words = handle()
+            done = handle()
         except (LeaseLost, StoreUnavailable):
             raise
         except JobEnded:
@@ -145,7 +144,7 @@ class Runner:
             self._has_lost_device = "CUDA error" in str(error)
             log.error("chunk_failed", job_id=chunk.job_id, chunk=chunk.chunk_key, failures=chunk.failures + 1, exc_info=error)
             return partial(chunk_rows.fail, claim=chunk, error=known, budgets=budgets(self.settings))
-        return partial(chunk_rows.finish, claim=chunk, last_words=last_words)
+        return partial(chunk_rows.finish, claim=chunk, ended=done.ended, last_words=done.last_words)
 
     def _claim(self) -> Claim | None:
         """Return the next chunk, waiting for the database as long as it takes."""

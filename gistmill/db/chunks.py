@@ -10,9 +10,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+import structlog
+from sqlalchemy import Connection, Update, bindparam, func, select, true, update
 
 from gistmill.db import results
 from gistmill.db.claim import Claim
@@ -22,6 +24,8 @@ from gistmill.db.fence import guard, owned_by
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import ChunkFailed, GistmillError
 from gistmill.states import CLAIMABLE_JOB_STATES, KINDS_WITH_ITEMS, STOPPED_JOB_STATES, ChunkState, JobState
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,28 @@ def read_wish(connection: Connection, claim: Claim) -> Wish:
     return Wish(is_owned, JobState(row.state), row.paused)
 
 
-def finish(connection: Connection, claim: Claim, *, last_words: Callable[[Connection], None] | None = None) -> None:
+def finish(
+    connection: Connection,
+    claim: Claim,
+    *,
+    ended: int | None = None,
+    last_words: Callable[[Connection], None] | None = None,
+) -> None:
     """Mark the chunk done; whoever brings the job's remaining chunks to zero ends the job.
 
-    `last_words` writes what its worker has to say of it, after all that others wait for.
+    With `ended` it is done only if so many of its items ended under this epoch. A database that was restored, or failed over to
+    a standby, may have lost commits that it had answered: then the chunk is given back, and its next claim looks at what is
+    pending. `last_words` writes what its worker has to say of it, after all that others wait for.
 
     Raises:
         LeaseLost: the chunk is no longer this claim's.
     """
-    guard(connection, claim, state=ChunkState.DONE, outcome="done", owner=None, lease_until=None, finished_at=db_now())
+    is_whole = true() if ended is None else chunks.c.ended == ended
+    values = {"state": ChunkState.DONE, "outcome": "done", "owner": None, "lease_until": None, "finished_at": db_now()}
+    if connection.execute(update(chunks).where(owned_by(claim), is_whole).values(values)).rowcount != 1:
+        release(connection, claim)
+        log.warning("ends_were_lost", chunk=claim.chunk_key, job_id=claim.job_id, epoch=claim.epoch, ended=ended)
+        return
     _free_worker(connection, claim.worker)
     count_down(connection, claim.job_key, 1)
     if last_words is not None:
@@ -207,5 +224,10 @@ def _read_state(connection: Connection, job_key: int) -> JobState:
 
 
 def _free_worker(connection: Connection, worker: str) -> None:
+    connection.execute(_freeing(), {"of_worker": worker})
+
+
+@cache
+def _freeing() -> Update:
     free = func.coalesce(func.nullif(workers.c.state, "busy"), "idle")
-    connection.execute(update(workers).where(workers.c.id == worker).values(chunk_key=None, state=free))
+    return update(workers).where(workers.c.id == bindparam("of_worker")).values(chunk_key=None, state=free)

@@ -1,13 +1,34 @@
-"""Who gets the next chunk: the only place that holds fairness, priority, affinity and fit."""
+"""Who gets the next chunk: the only place that holds fairness, priority, affinity and fit.
+
+The statements are built once and get their values when they run: building those of a claim took longer than running them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, false, func, literal, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Row,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    case,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from gistmill.db.clock import db_now
 from gistmill.db.tables import chunks, jobs, tenants, workers
@@ -76,9 +97,7 @@ def claim(connection: Connection, claimant: Claimant, *, lease_s: float) -> Clai
             savepoint.rollback()
             continue
         savepoint.commit()
-        connection.execute(
-            update(workers).where(workers.c.id == claimant.worker).values(chunk_key=chunk.key, state="busy", seen_at=db_now())
-        )
+        connection.execute(_noting(), {"of_worker": claimant.worker, "taken": chunk.key})
         return _make_claim(chunk, job, claimant.worker)
     return None
 
@@ -142,40 +161,56 @@ def kinds_that_wait(connection: Connection, idle: Collection[Claimant]) -> list[
 
 
 def _take_next_chunk(connection: Connection, job_key: int, worker: str, lease_s: float) -> Row[Any] | None:
+    values = {"of_job": job_key, "new_owner": worker, "for_s": lease_s}
+    return connection.execute(_taking(), values).one_or_none()
+
+
+@cache
+def _taking() -> ReturningUpdate[Any]:
     # On PostgreSQL SKIP LOCKED stands inside a CTE: in a plain subquery the planner may update more rows than LIMIT.
     next_chunk = (
         select(chunks.c.key)
-        .where(chunks.c.job_key == job_key, chunks.c.state == ChunkState.QUEUED, chunks.c.run_at <= db_now())
+        .where(chunks.c.job_key == bindparam("of_job"), chunks.c.state == ChunkState.QUEUED, chunks.c.run_at <= db_now())
         .order_by(chunks.c.ordinal)
         .limit(1)
         .with_for_update(skip_locked=True)
         .cte("next_chunk")
     )
-    statement = (
+    return (
         update(chunks)
         .where(chunks.c.key == select(next_chunk.c.key).scalar_subquery(), chunks.c.state == ChunkState.QUEUED)
         .values(
             state=ChunkState.RUNNING,
-            owner=worker,
-            lease_until=db_now() + lease_s,
+            owner=bindparam("new_owner"),
+            lease_until=db_now() + bindparam("for_s", type_=Float()),
             epoch=chunks.c.epoch + 1,
             progressed=False,
+            ended=0,
             started_at=db_now(),
             finished_at=None,
             outcome=None,
         )
         .returning(chunks)
     )
-    return connection.execute(statement).one_or_none()
 
 
 def _mark_running(connection: Connection, job_key: int) -> bool:
-    statement = (
+    return connection.execute(_marking(), {"of_job": job_key}).rowcount == 1
+
+
+@cache
+def _marking() -> Update:
+    return (
         update(jobs)
-        .where(jobs.c.key == job_key, jobs.c.state.in_(CLAIMABLE_JOB_STATES), not_(jobs.c.paused))
+        .where(jobs.c.key == bindparam("of_job"), jobs.c.state.in_(CLAIMABLE_JOB_STATES), not_(jobs.c.paused))
         .values(state=JobState.RUNNING, claimed_at=db_now(), started_at=func.coalesce(jobs.c.started_at, db_now()))
     )
-    return connection.execute(statement).rowcount == 1
+
+
+@cache
+def _noting() -> Update:
+    values = {"chunk_key": bindparam("taken"), "state": "busy", "seen_at": db_now()}
+    return update(workers).where(workers.c.id == bindparam("of_worker")).values(values)
 
 
 def _make_claim(chunk: Row[Any], job: Row[Any], worker: str) -> Claim:

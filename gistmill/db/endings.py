@@ -11,11 +11,13 @@ nobody to wait in a circle.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from heapq import heappop, heappush
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Row, case, update
+from sqlalchemy import BigInteger, Connection, Row, bindparam, case, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from gistmill.db import dependencies
 from gistmill.db.clock import db_now
@@ -34,11 +36,15 @@ NONE: Kinds = frozenset()
 
 def count_down(connection: Connection, job_key: int, closed: int) -> None:
     """Take closed chunks off the job; at zero the job ends. The job's row lock makes one caller the last."""
-    left = connection.execute(
-        update(jobs).where(jobs.c.key == job_key).values(chunks_left=jobs.c.chunks_left - closed).returning(jobs.c.chunks_left)
-    ).scalar_one()
+    left = connection.execute(_counting_down(), {"of_job": job_key, "closed": closed}).scalar_one()
     if left == 0:
         settle(connection, job_key)
+
+
+@cache
+def _counting_down() -> ReturningUpdate[int]:
+    left = jobs.c.chunks_left - bindparam("closed", type_=BigInteger())
+    return update(jobs).where(jobs.c.key == bindparam("of_job")).values(chunks_left=left).returning(jobs.c.chunks_left)
 
 
 def settle(connection: Connection, job_key: int) -> Kinds:

@@ -12,7 +12,7 @@ from gistmill.db.bulk import insert_returning, is_among
 from gistmill.db.claim import Claim
 from gistmill.db.fence import guard
 from gistmill.db.pending import Unit, chunk_with_job, pending_rows
-from gistmill.db.tables import generations, jobs, results
+from gistmill.db.tables import chunks, generations, jobs, results
 from gistmill.errors import ItemError, JobEnded
 from gistmill.states import FINAL_JOB_STATES
 
@@ -111,6 +111,8 @@ def record(
 ) -> Recorded:
     """Write the ends of these units' items and count them, all or nothing.
 
+    The UPDATE that guards the chunk also counts the items that end, so that `chunks.finish` need not look them up.
+
     The order of statements is the lock order: the chunk, generations sorted by key, the job, the results. The job's row is
     locked before the results are written because they carry its next arrival number: two chunks of one job that took the
     number at the same moment would otherwise hide rows from a reader who goes on behind it.
@@ -119,7 +121,9 @@ def record(
         LeaseLost: the chunk is no longer this claim's.
         JobEnded: the job was cancelled to its end or has failed.
     """
-    guard(connection, claim, progressed=True)
+    units = [*(item.unit for item in made), *(item.unit for item in found), *(item.unit for item in lost)]
+    sent = sum(len(unit.rows) for unit in units)
+    guard(connection, claim, progressed=True, ended=chunks.c.ended + sent)
     new_keys, all_found = _store(connection, claim, made)
     arrival = _next_arrival(connection, claim.job_key)
     if arrival is None:
@@ -132,6 +136,8 @@ def record(
     replaced = _count_older_errors(connection, claim.job_key, claim.attempt, rows)
     inserted = _insert(connection, rows)
     written = [row for row in rows if row.row_number in inserted]
+    if len(written) < sent:
+        guard(connection, claim, ended=chunks.c.ended - (sent - len(written)))
     ends = {item.generation_key: item for item in (*all_found, *found)}
     return _count(connection, claim, written, ends, replaced)
 
@@ -152,6 +158,7 @@ def fail_remaining_of(connection: Connection, chunk_key: int, error: ItemError) 
     replaced = _count_older_errors(connection, chunk.job_key, chunk.attempt, rows)
     written = len(_insert(connection, rows))
     connection.execute(update(jobs).where(jobs.c.key == chunk.job_key).values(failed=jobs.c.failed + written - replaced))
+    connection.execute(update(chunks).where(chunks.c.key == chunk_key).values(ended=chunks.c.ended + written))
 
 
 def _store(connection: Connection, claim: Claim, made: Sequence[Made]) -> tuple[set[int], list[Found]]:

@@ -256,6 +256,8 @@ chunks = Table(
     Column("failures", Integer, nullable=False, server_default="0"),
     Column("crashes", Integer, nullable=False, server_default="0"),
     Column("progressed", Boolean, nullable=False, server_default=text("false")),
+    # The items that ended under this epoch, raised in the transaction that writes their ends.
+    _count("ended"),
     Column("owner", String(40)),
     Column("lease_until", Float),
     Column("run_at", Float, nullable=False, server_default="0"),

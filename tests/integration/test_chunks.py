@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 import pytest
-from sqlalchemy import event, func, insert, select
+from sqlalchemy import Connection, event, func, insert, select
 
 from gistmill.control import Missing, cancel, retry
 from gistmill.db import chunks as chunk_rows
@@ -27,11 +27,13 @@ from gistmill.errors import (
     JobIsOver,
     JobNotOver,
     LeaseLost,
+    StoreUnavailable,
     UnknownJob,
 )
 from gistmill.specs import SummarizeSpec
 from gistmill.submit import submit_job
 from tests.support.hands import claimed, made, pending
+from tests.support.invariants import assert_ends_are_counted
 from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_dataset, make_job
 from tests.support.servers import wait_until
 
@@ -90,6 +92,53 @@ def test_last_two_chunks_that_finish_at_once_end_the_job_once(database: Database
         assert (row["state"], row["chunks_left"]) == ("completed", 0)
 
 
+def test_chunk_of_which_sql_lost_an_end_is_given_back_and_looked_at_again(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database, "w1")
+    units = pending(database, claim)
+    # The rest was answered too, but went with the disk of a server from which another one took over.
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units[:4]]))
+    database.transact(lambda connection: chunk_rows.finish(connection, claim, ended=6))
+    [chunk] = chunk_rows_of(database, job)
+    assert (chunk["state"], chunk["owner"], chunk["failures"], chunk["crashes"]) == ("queued", None, 0, 0)
+    again = claimed(database, "w2")
+    assert len(pending(database, again)) == 2
+    write_all(database, again)
+    database.transact(lambda connection: chunk_rows.finish(connection, again, ended=2))
+    row = job_row(database, job)
+    assert (row["state"], row["succeeded"], row["not_run"]) == ("completed", 6, 0)
+    assert_ends_are_counted(database)
+
+
+def test_ends_are_counted_as_they_are_really_written(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database, "w1")
+    units = pending(database, claim)
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units[:4]]))
+    # As after a lost answer: four of these have their end already.
+    database.transact(lambda connection: record(connection, claim, made=[made(unit) for unit in units]))
+    assert [chunk["ended"] for chunk in chunk_rows_of(database, job)] == [6]
+    database.transact(lambda connection: chunk_rows.release(connection, claim))
+    claimed(database, "w2")
+    assert [chunk["ended"] for chunk in chunk_rows_of(database, job)] == [0]
+    assert_ends_are_counted(database)
+
+
+def test_ends_of_a_transaction_that_was_undone_are_not_counted(database: Database) -> None:
+    job = make_job(database, TEXTS)
+    claim = claimed(database, "w1")
+    units = pending(database, claim)
+
+    def write_and_lose(connection: Connection) -> None:
+        record(connection, claim, made=[made(unit) for unit in units])
+        raise StoreUnavailable("The connection broke before COMMIT.")
+
+    with pytest.raises(StoreUnavailable):
+        database.transact(write_and_lose)
+    database.transact(lambda connection: chunk_rows.finish(connection, claim, ended=6))
+    assert [(chunk["state"], chunk["ended"]) for chunk in chunk_rows_of(database, job)] == [("queued", 0)]
+
+
 def test_zombie_writes_nothing_after_its_lease_was_reaped(database: Database) -> None:
     job = make_job(database, TEXTS)
     zombie = claimed(database, "zombie")
@@ -101,6 +150,8 @@ def test_zombie_writes_nothing_after_its_lease_was_reaped(database: Database) ->
     for write in (
         lambda connection: record(connection, zombie, made=[made(unit) for unit in units]),
         lambda connection: chunk_rows.finish(connection, zombie),
+        lambda connection: chunk_rows.finish(connection, zombie, ended=0),
+        lambda connection: chunk_rows.finish(connection, zombie, ended=6),
         lambda connection: chunk_rows.release(connection, zombie),
         lambda connection: chunk_rows.fail(connection, zombie, GistmillError("x"), BUDGETS),
         lambda connection: chunk_rows.fail_job(connection, zombie, GistmillError("x")),

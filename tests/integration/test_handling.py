@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, event, select, update
 
 from gistmill.db.check import check
-from gistmill.db.tables import generations, jobs, results
-from tests.support.bench import FAST, TEXTS, Bench, errors_of
+from gistmill.db.tables import chunks, generations, jobs, results
+from tests.support.bench import FAST, TEXTS, Bench, errors_of, work_until_completed
+from tests.support.invariants import assert_ends_are_counted
 from tests.support.jobs import chunk_rows_of, job_row, make_job
 from tests.support.servers import wait_until
 from workers.engine.base import Outcome
@@ -45,6 +46,7 @@ def test_commits_that_the_database_lost_are_noticed_before_the_chunk_is_done(ben
         connection.execute(delete(results))
         connection.execute(delete(generations))
         connection.execute(update(jobs).values(succeeded=0, generated=0))
+        connection.execute(update(chunks).values(ended=0))
 
     bench.engine = Forgetful
     bench.handler.settings = FAST.model_copy(update={"commit_s": 0.0})  # Else all is recorded at once, and nothing to forget.
@@ -52,7 +54,47 @@ def test_commits_that_the_database_lost_are_noticed_before_the_chunk_is_done(ben
     assert Forgetful.batches > 2
     row = job_row(bench.database, job)
     assert (row["state"], row["succeeded"], row["not_run"]) == ("completed", 12, 0)
+    # The chunk was given back, at no cost, and claimed again.
+    [chunk] = chunk_rows_of(bench.database, job)
+    assert (chunk["epoch"], chunk["failures"], chunk["crashes"]) == (2, 0, 0)
+    assert_ends_are_counted(bench.database)
     assert check(bench.database) == []
+
+
+def count_looks(bench: Bench, job: int) -> int:
+    """Let the job be worked off; return how often what is pending was looked up."""
+    looks: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "JOIN results" in statement:
+            looks.append(statement)
+
+    event.listen(bench.database.engine, "before_cursor_execute", note)
+    work_until_completed(bench, job)
+    event.remove(bench.database.engine, "before_cursor_execute", note)
+    return len(looks)
+
+
+def test_pending_is_looked_up_once_for_each_chunk(bench: Bench) -> None:
+    assert count_looks(bench, make_job(bench.database, TEXTS, per_chunk=4)) == 3
+
+
+def test_chunk_in_which_everything_exists_is_looked_at_once(bench: Bench) -> None:
+    work_until_completed(bench, make_job(bench.database, TEXTS))
+    assert count_looks(bench, make_job(bench.database, TEXTS * 2, per_chunk=12)) == 1
+
+
+def test_rows_for_which_the_engine_had_no_outcome_are_looked_up_again(bench: Bench) -> None:
+    class Negligent(FakeEngine):
+        def complete(self, rows: Any, *args: Any) -> Iterator[list[Outcome]]:
+            return super().complete(rows[: max(1, len(rows) // 2)], *args)
+
+    bench.engine = Negligent
+    job = make_job(bench.database, TEXTS)
+    # Of twelve rows six are left, then three, two, one.
+    assert count_looks(bench, job) == 5
+    assert job_row(bench.database, job)["succeeded"] == 12
+    assert [chunk["epoch"] for chunk in chunk_rows_of(bench.database, job)] == [1]
 
 
 def test_draining_records_what_was_gathered_and_gives_the_rest_back(bench: Bench) -> None:

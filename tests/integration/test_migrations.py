@@ -10,7 +10,7 @@ from sqlalchemy import inspect, select, text
 
 from gistmill.db.migrate import current_version, run_migrations, upgrade
 from gistmill.db.session import Database, open_database
-from gistmill.db.tables import dataset_rows, dialogues, generations, metadata, results, tenants
+from gistmill.db.tables import chunks, dataset_rows, dialogues, generations, metadata, results, tenants
 from gistmill.db.views import VIEWS
 
 # A finished job of one row, as revision 0002 had it.
@@ -70,6 +70,22 @@ def test_upgrade_keeps_the_rows_of_tables_that_it_makes_anew(empty_database_url:
         assert {key["name"] for table in ("results", "jobs") for key in inspect(connection).get_foreign_keys(table)} == {
             "fk_jobs_dataset_key", "fk_jobs_model_key", "fk_jobs_recipe_key", "fk_jobs_tenant_key"
         }  # fmt: skip
+    database.close()
+
+
+def test_chunk_of_an_older_database_counts_no_ends(empty_database_url: str) -> None:
+    database = open_database(empty_database_url)
+    with database.write() as connection:
+        run_migrations(connection, "0006")
+        for statement in ROWS_OF_0002[:-2]:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(
+            "INSERT INTO chunks (job_key, ordinal, first_rank, last_rank, dialogues, state, epoch)"
+            " VALUES (1, 0, 0, 0, 1, 'running', 4)"
+        )
+    upgrade(database)
+    with database.read() as connection:
+        assert connection.execute(select(chunks.c.epoch, chunks.c.ended)).all() == [(4, 0)]
     database.close()
 
 

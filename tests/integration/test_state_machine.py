@@ -48,6 +48,7 @@ from gistmill.settings import WorkerSettings
 from gistmill.sweep import Sweeper
 from tests.support.databases import PostgreSQLServer, SQLiteFiles
 from tests.support.hands import made
+from tests.support.invariants import assert_ends_are_counted
 from tests.support.jobs import first_tenant, job_row, make_job, make_worker, take
 from tests.support.model import ALIVE, FINAL, MAX_CRASHES, MAX_FAILURES, ModelChunk, ModelJob
 
@@ -253,11 +254,20 @@ class Gistmill(RuleBasedStateMachine):
         chunk = job.owns(claim)
         if chunk is not None and job.state not in FINAL and job.pending(chunk.first, chunk.last):
             return
-        ending = chunk_rows.finish if job.state not in FINAL else chunk_rows.close
-        if self._end(worker, partial(ending, claim=claim)):
+        if job.state in FINAL:
+            ending, outcome = partial(chunk_rows.close, claim=claim), "cancelled"
+        else:
+            ending, outcome = partial(chunk_rows.finish, claim=claim, ended=self._count_ends(claim)), "done"
+        if self._end(worker, ending):
             assert chunk is not None
-            chunk.end("done" if ending is chunk_rows.finish else "cancelled")
+            chunk.end(outcome)
             job.settle()
+
+    @rule(worker=some_worker)
+    def finish_after_lost_commits(self, worker: str) -> None:
+        """A worker that was answered more than SQL holds: its chunk is given back."""
+        finish = partial(chunk_rows.finish, ended=1000)
+        self._end_with(worker, finish, lambda job, chunk: job.give_back(chunk))
 
     @rule(worker=some_worker)
     def fail(self, worker: str) -> None:
@@ -341,6 +351,7 @@ class Gistmill(RuleBasedStateMachine):
     def counters_are_what_a_recount_says(self) -> None:
         if hasattr(self, "database"):
             assert check(self.database) == []
+            assert_ends_are_counted(self.database)
 
     @invariant()
     def completed_job_misses_nothing(self) -> None:
@@ -385,6 +396,11 @@ class Gistmill(RuleBasedStateMachine):
 
     def _owned(self, worker: str) -> list[tuple[ModelJob, ModelChunk]]:
         return [(job, chunk) for job in self.jobs for chunk in job.chunks if chunk.owner == worker]
+
+    def _count_ends(self, claim: Claim) -> int:
+        job = self._job_of(claim)
+        ranks = range(claim.first_rank, claim.last_rank + 1)
+        return sum(job.ranks[row] in ranks and end.epoch == claim.epoch for row, end in job.ends.items())
 
     def _read_ranks(self, connection: Connection, key: int) -> dict[int, int]:
         joined = dataset_rows.join(dataset_dialogues, dataset_dialogues.c.dialogue_key == dataset_rows.c.dialogue_key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 
 from gistmill.db.check import check
 from gistmill.db.session import Database
@@ -41,7 +41,17 @@ def assert_complete(database: Database, job: int) -> None:
         )
         assert connection.execute(doubled).all() == []
         assert connection.execute(select(func.min(jobs.c.chunks_left))).scalar_one() >= 0
+    assert_ends_are_counted(database)
     assert check(database) == []
+
+
+def assert_ends_are_counted(database: Database) -> None:
+    """Each chunk counts as many ends as there are results that name it and its epoch."""
+    mine = and_(results.c.chunk_key == chunks.c.key, results.c.epoch == chunks.c.epoch)
+    written = select(func.count()).select_from(results).where(mine).correlate(chunks).scalar_subquery()
+    with database.read() as connection:
+        wrong = connection.execute(select(chunks.c.key, chunks.c.ended, written).where(chunks.c.ended != written)).all()
+    assert wrong == []
 
 
 def assert_all_ended(database: Database, job: int, ledger: Ledger) -> None:

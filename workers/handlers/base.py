@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sqlalchemy import Connection
 
@@ -41,12 +41,22 @@ class Lease(Protocol):
         """
 
 
+class Done(NamedTuple):
+    """What a handler says of a chunk that it is through with.
+
+    `ended` is how many items ended by this run, as the database answered; None where nobody counts them. `last_words` is what
+    is to be written last in the transaction that finishes the chunk.
+    """
+
+    ended: int | None = None
+    last_words: Callable[[Connection], None] | None = None
+
+
 class Handler(Protocol):
     """Carries out one chunk.
 
-    `run` returns when every item of the chunk has its end, and may return what is to be written last in the transaction that
-    finishes the chunk. It may be called again for the same chunk, by this worker or
-    another, and then does only what is missing.
+    `run` returns when every item of the chunk has its end. It may be called again for the same chunk under another claim, by
+    this worker or another, and then does only what is missing.
 
     Raises:
         Stopped: the lease said so.
@@ -54,6 +64,6 @@ class Handler(Protocol):
         Unavailable: trying again later is safe.
     """
 
-    def run(self, claim: Claim, lease: Lease) -> Callable[[Connection], None] | None:
+    def run(self, claim: Claim, lease: Lease) -> Done:
         """Carry out the chunk."""
         ...

@@ -27,7 +27,7 @@ from gistmill.specs import EvaluateSpec
 from gistmill.submit.drafts import select_rows
 from workers.evaluation.metrics import ROUGE, Metric, load_metrics
 from workers.handlers.aggregating import aggregate
-from workers.handlers.base import Lease
+from workers.handlers.base import Done, Lease
 from workers.handlers.scoring import Judge, score_page
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class EvaluateHandler:
         self.database = database
         self.settings = settings
 
-    def run(self, claim: Claim, lease: Lease) -> None:
+    def run(self, claim: Claim, lease: Lease) -> Done:
         """Give every case of the chunk its outcome, or aggregate; see `Handler`."""
         spec = EvaluateSpec.model_validate(claim.spec)
         lease.enter(self.settings.metric_stall_s)
@@ -73,6 +73,7 @@ class EvaluateHandler:
         finally:
             for metric in metrics:
                 metric.close()
+        return Done()
 
     def _score(self, claim: Claim, lease: Lease, spec: EvaluateSpec, evaluation: Evaluation, metrics: Sequence[Metric]) -> None:
         judge = Judge(tuple(metrics), spec.references, tuple(system.number for system in evaluation.systems))

@@ -31,7 +31,7 @@ from gistmill.specs import FinetuneSpec
 from gistmill.states import JobState
 from gistmill.transport import error_classes
 from workers.checkpoints import Courier, newest_step
-from workers.handlers.base import Lease
+from workers.handlers.base import Done, Lease
 from workers.handlers.training_curve import Curve
 from workers.handlers.training_data import TrainingData, write_data
 from workers.publishing import Publisher
@@ -86,7 +86,7 @@ class FinetuneHandler:
         self.courier = courier
         self.host = host
 
-    def run(self, claim: Claim, lease: Lease) -> None:
+    def run(self, claim: Claim, lease: Lease) -> Done:
         """Train, or go on where an earlier lease stopped, and publish the model; see `Handler`."""
         self._let_ended_go()
         root = self.host.root / claim.job_id
@@ -97,6 +97,7 @@ class FinetuneHandler:
             shutil.rmtree(root, ignore_errors=True)
             raise
         shutil.rmtree(root, ignore_errors=True)
+        return Done()
 
     def _let_ended_go(self) -> None:
         """Remove what trainings left on this host that another host has ended; a failed one may be taken up again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
+from itertools import chain
 from types import TracebackType
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ class Page(NamedTuple):
     """Units that had no end when they were looked up: those whose generation exists, and those to generate.
 
     `prompts` are those of the missing units, their keys are the places there; `read` is what an engine has read of them.
-    `next_rank` is where the next page begins, None where no more is pending.
+    `next_rank` is where the next page begins, None where no more is pending. `is_cut` says that a dialogue has, or may have,
+    more items than this page and the next ones hold.
     """
 
     found: list[Found]
@@ -29,6 +31,12 @@ class Page(NamedTuple):
     prompts: list[Prompt]
     read: list[Row | Failure]
     next_rank: int | None
+    is_cut: bool
+
+    @property
+    def items(self) -> int:
+        """How many items wait for these units."""
+        return sum(len(unit.rows) for unit in chain(self.missing, (item.unit for item in self.found)))
 
     @property
     def is_read(self) -> bool:
@@ -96,13 +104,14 @@ class Pages:
         return page._replace(read=read)
 
     def _load(self, first_rank: int | None, engine: Engine | None) -> Page | None:
-        units, found, next_rank = self._look_up(first_rank, PAGE_ROWS if engine is None else engine.page_rows)
+        rows = PAGE_ROWS if engine is None else engine.page_rows
+        units, found, next_rank = self._look_up(first_rank, rows)
         if not units:
             return None
         known = {(item.unit.dialogue_key, item.unit.draw) for item in found}
         missing = [unit for unit in units if (unit.dialogue_key, unit.draw) not in known]
         prompts = self._render(missing) if missing else []
-        page = Page(found, missing, prompts, [], next_rank)
+        page = Page(found, missing, prompts, [], next_rank, is_cut=sum(len(unit.rows) for unit in units) > rows)
         return page if engine is None else self.read(page, engine, self._is_over.is_set)
 
     def _look_up(self, first_rank: int | None, rows: int) -> tuple[list[Unit], list[Found], int | None]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
-
-from sqlalchemy import Connection
 
 from gistmill.db import prompts as prompt_rows
 from gistmill.db.claim import Claim
@@ -23,7 +21,7 @@ from gistmill.prompts import PromptTemplate
 from gistmill.settings import WorkerSettings
 from gistmill.specs import SummarizeSpec
 from workers.engine.base import Completion, Engine, Failure, Outcome, Row
-from workers.handlers.base import Lease
+from workers.handlers.base import Done, Lease
 from workers.handlers.pages import Page, Pages
 from workers.handlers.recording import Recorder
 from workers.handlers.turns import Turns
@@ -64,30 +62,39 @@ class SummarizeHandler:
         self._parts: dict[int, ModelParts] = {}
         self._templates: dict[tuple[int, str], PromptTemplate] = {}
 
-    def run(self, claim: Claim, lease: Lease) -> Callable[[Connection], None] | None:
-        """Give every item of the chunk its end; return what notes its speed. See `Handler`."""
+    def run(self, claim: Claim, lease: Lease) -> Done:
+        """Give every item of the chunk its end; return how many got one, and what notes its speed. See `Handler`."""
         spec = SummarizeSpec.model_validate(claim.spec)
         meter = ChunkMeter(self.meter, Work.of(claim.model_digest, spec.precision, spec.generation))
         find_template = partial(self._find_template, claim, spec)
+        ended = 0
         with (
             Pages(self.database, claim, spec, find_template=find_template, reader=self._reader) as pages,
             Recorder(self.database, claim, lease, writer=self._writer) as recorder,
         ):
             while page := pages.look():
                 lease.check()
-                self._work_off(_Chunk(claim, lease, spec, pages, recorder, meter), page)
-                ended = recorder.finish()
+                pending = self._work_off(_Chunk(claim, lease, spec, pages, recorder, meter), page)
+                recorded = recorder.finish()
                 lease.check()
-                # The chunk is done when SQL says that nothing is pending, never because of what was sent there: a database
-                # that was restored, or failed over to a standby, may have lost the last commits.
-                if ended == 0:
+                if recorded == 0:
                     raise GenerationFailed("The engine gave no outcome for any row.")
-        return meter.ending()
+                ended += recorded
+                # For 1,024 dialogues another look costs as much as the first, and it would find nothing. Whether SQL still has
+                # what it answered to have is compared by `finish`, in one statement.
+                if recorded == pending:
+                    break
+        return Done(ended, meter.ending())
 
-    def _work_off(self, chunk: _Chunk, page: Page | None) -> None:
-        """Record what exists of this page and those behind it and generate the rest, until there is a reason to stop."""
-        engine = None
+    def _work_off(self, chunk: _Chunk, page: Page | None) -> int | None:
+        """Record what exists of this page and those behind it and generate the rest, until there is a reason to stop.
+
+        Return how many items were found pending, or None when there may be more.
+        """
+        engine, pending, may_be_more = None, 0, False
         while page is not None:
+            pending += page.items
+            may_be_more = may_be_more or page.is_cut
             if page.found:
                 chunk.recorder.put(found=page.found)
             if page.missing:
@@ -98,8 +105,9 @@ class SummarizeHandler:
             if page.missing and engine is not None:
                 self._generate(chunk, page, engine)
             if chunk.should_stop():
-                return
+                return None
             page = chunk.pages.take()
+        return None if may_be_more else pending
 
     def _get_engine(self, chunk: _Chunk) -> Engine:
         parts = self._find_parts(chunk.claim)
