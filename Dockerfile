@@ -20,6 +20,8 @@ EXPOSE 8321
 CMD ["python", "-m", "api"]
 
 FROM base AS worker
+# Triton compiles the launchers of its kernels on the GPU's host; without a compiler jobs run on transformers there.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY workers ./workers
 RUN pip install --constraint requirements.lock ".[worker,postgres]"
 USER gistmill
