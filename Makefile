@@ -36,9 +36,10 @@ demo-finetune: $(STAMP) ## Tune the built-in base with LoRA, kill its worker hal
 demo-experiment: $(STAMP) ## Run the whole notebook on the built-in base, kill a worker on the way, report
 	$(BIN)/python examples/demo_experiment.py
 
+# Files in the order of their names: by their number of tests the longest file, which has few, would come last and alone.
 test: $(STAMP) ## Run the checks and all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest --numprocesses $(SIDE_BY_SIDE) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(STAMP) ## Lint, types and import contracts
 	$(BIN)/ruff check .
