@@ -20,9 +20,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.generation.models import make_model
+from benchmarks.generation.models import SHAPES, make_model
+from benchmarks.generation.peers import GPU_BATCHES, SortedBatches
+from benchmarks.generation.report import write_json
 from benchmarks.generation.system import Form, Stack
 from benchmarks.generation.work import PROMPT, make_dialogues
+from benchmarks.orchestration.machine import describe_run
+from benchmarks.orchestration.processes import REPOSITORY
 from gistmill import prompts
 from gistmill.specs import GenerationParameters
 from workers.engine.base import PAGE_ROWS, Completion, Engine, Prompt, Row
@@ -30,59 +34,70 @@ from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.encoder import encode, pad_sources
 from workers.engine.graph.engine import GraphEngine
 from workers.engine.graph.engine import load as load_graph
+from workers.engine.graph.step import choose_best
 
+RESULTS = REPOSITORY / "benchmarks" / "results" / "cuda.json"
+PARTS = ("engine", "steps", "system", "transformers")
 TOKENS_OUT = 40
 PARAMETERS = GenerationParameters(max_new_tokens=TOKENS_OUT)
-BATCHES = (128, 256, 512)
 
 
 def main() -> int:
-    """Measure and print; the JSON goes where it is told to."""
+    """Measure and print; only a run of all parts is written down unless an output is named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
-    parser.add_argument("--shape", choices=("tiny", "small", "base"), default="base")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="base")
     parser.add_argument("--rows", type=int, default=16_384)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", default=["steps", "engine", "transformers"])
-    parser.add_argument("--profile", action="store_true", help="print what a step and an encoding spend their time on")
     parser.add_argument("--system-rows", type=int, default=65_536)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only shows that the paths work")
+    parser.add_argument("--profile", action="store_true", help="print what a step, an encoding and a run spend their time on")
+    parser.add_argument("--output", type=Path, help="where the JSON goes")
     options = parser.parse_args()
-    found: dict[str, Any] = {"device": _name_device(), "torch": torch.__version__, "rows": options.rows}
+    is_full = set(options.parts) == set(PARTS) and options.device == "cuda" and options.shape == "base"
+    found = describe_run() | {"rows": options.rows}
+    found["versions"]["torch"] = torch.__version__
     texts = [prompts.get(PROMPT).render(dialogue) for dialogue in make_dialogues(options.rows)]
     with tempfile.TemporaryDirectory(prefix="gm-cuda-") as name:
         directory = make_model(Path(name) / "model", options.shape, texts[:2_000])
-        say("model made")
-        if "steps" in options.parts or "engine" in options.parts:
-            engine = load_graph(directory, device="cuda", precision="bfloat16")
-            found["engine"] = measure_engine(engine, texts, options.rounds)
-            say(json.dumps(found["engine"]))
-            if "steps" in options.parts:
-                found["parts"] = measure_parts(engine, texts, options.profile)
-                say(json.dumps(found["parts"]))
-            if options.profile:
-                profile_engine(engine, texts)
-            engine.close()
+        if {"engine", "steps"} & set(options.parts):
+            found |= measure_bare(directory, texts, options)
         if "system" in options.parts:
             found["system"] = measure_system(directory, Path(name) / "stack", options)
-            say(json.dumps(found["system"]))
         if "transformers" in options.parts:
-            found["transformers"] = measure_transformers(directory, texts[:2_048])
-            say(json.dumps(found["transformers"]))
-    if torch.cuda.is_available():
+            found["transformers"] = measure_transformers(directory, texts[:2_048], options.device)
+    if options.device == "cuda":
+        found["device"] = torch.cuda.get_device_name()
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    if options.output or is_full:
+        write_json(options.output or RESULTS, found)
     return 0
 
 
+def measure_bare(directory: Path, texts: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is measured of the engine without queue and SQL, and print profiles when asked."""
+    engine = load_graph(directory, device=options.device, precision="bfloat16")
+    found: dict[str, Any] = {}
+    if "engine" in options.parts:
+        found["engine"] = measure_engine(engine, texts, options.rounds)
+    if "steps" in options.parts:
+        found["steps"] = measure_steps(engine, texts, options.profile)
+    if options.profile:
+        rows = read(engine, [Prompt(key, text) for key, text in enumerate(texts[:4_096])])
+        print_profile("completion", lambda: consume(engine.complete(rows, PARAMETERS, never), len(rows)))
+    engine.close()
+    return found
+
+
 def measure_engine(engine: GraphEngine, texts: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Return dialogues/s: all parts together, reading alone, and completion of what was read before."""
+    """Return dialogues/s: reading alone, completion of what was read before, and both together."""
     items = [Prompt(key, text) for key, text in enumerate(texts)]
     begun = time.perf_counter()
     rows = read(engine, items)
     read_s = time.perf_counter() - begun
-    cold_s = timed(lambda: consume(engine.complete(rows[:1_024], PARAMETERS, never), 1_024))
+    first = rows[:1_024]
+    cold_s = timed(lambda: consume(engine.complete(first, PARAMETERS, never), len(first)))
     complete_s = [timed(lambda: consume(engine.complete(rows, PARAMETERS, never), len(rows))) for _ in range(rounds)]
     together_s = [timed(lambda: consume(run_ahead(engine, items), len(rows))) for _ in range(rounds)]
     return {
@@ -93,10 +108,6 @@ def measure_engine(engine: GraphEngine, texts: Sequence[str], rounds: int) -> di
         "together_per_s": round(len(rows) / median(together_s)),
         "together_all": [round(len(rows) / seconds) for seconds in together_s],
     }
-
-
-def _name_device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def measure_system(model: Path, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -117,25 +128,6 @@ def measure_system(model: Path, directory: Path, options: argparse.Namespace) ->
         "per_s": round(median(each.rows_per_s for each in rounds)),
         "all_per_s": [round(each.rows_per_s) for each in rounds],
     }
-
-
-def profile_engine(engine: GraphEngine, texts: Sequence[str]) -> None:
-    from torch.profiler import ProfilerActivity, profile
-
-    rows = read(engine, [Prompt(key, text) for key, text in enumerate(texts[:4_096])])
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        seconds = timed(lambda: consume(engine.complete(rows, PARAMETERS, never), len(rows)))
-    events = [event for event in profiler.events() if str(event.device_type).endswith("CUDA")]
-    spans = sorted((event.time_range.start, event.time_range.end) for event in events)
-    busy, last = 0.0, 0.0
-    gaps: list[tuple[float, float]] = []
-    for start, end in spans:
-        if last and start > last:
-            gaps.append((start - last, start - spans[0][0]))
-        busy += max(0.0, end - max(start, last))
-        last = max(last, end)
-    say(f"profiled {seconds:.3f} s, device busy {busy / 1e6:.3f} s, largest gaps (us, at): {sorted(gaps)[-12:]}")
-    sys.stdout.write(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=14, max_name_column_width=44) + "\n")
 
 
 def run_ahead(engine: GraphEngine, items: Sequence[Prompt]) -> Iterator[list[Any]]:
@@ -162,50 +154,44 @@ def consume(outcomes: Iterator[list[Any]], wanted: int) -> None:
         raise RuntimeError(f"{len(done)} of {wanted} rows were completed as they should")
 
 
-def measure_parts(engine: GraphEngine, texts: Sequence[str], profile: bool) -> dict[str, Any]:
-    """Return milliseconds of one encoding and of recorded steps by slots, and print a profile when asked."""
+def measure_steps(engine: GraphEngine, texts: Sequence[str], is_profiled: bool) -> dict[str, Any]:
+    """Return milliseconds of one encoding and of recorded steps by slots, half of the tokens written before."""
     desk = engine._desk
     rows = sorted(read(engine, [Prompt(key, text) for key, text in enumerate(texts[:2_048])]), key=lambda row: len(row.tokens))
     middle = rows[len(rows) // 2 - 512 : len(rows) // 2 + 512]
-    found: dict[str, Any] = {"tokens_in": sum(len(row.tokens) for row in middle) / 1_024}
+    found: dict[str, Any] = {"tokens_in": sum(len(row.tokens) for row in middle) / len(middle)}
     with torch.inference_mode():
-        tokens, lengths = pad_sources([row.tokens for row in middle[:80]], device="cuda")
-        found["encode_80_ms"] = device_ms(lambda: encode(desk.weights, tokens, lengths))
+        tokens, lengths = pad_sources([row.tokens for row in middle[:80]], device=desk.device)
+
+        def encode_80() -> None:
+            encode(desk.weights, tokens, lengths)
+
+        found["encode_80_ms"] = device_ms(encode_80)
         arena = desk.open(max(len(row.tokens) for row in middle), TOKENS_OUT)
-        lane = desk.lane(arena, _choice())
-        arena.limit.fill_(TOKENS_OUT)
+        lane = desk.lane(arena, choose_best)
+        # No row ends: every step finds all of them where they were put.
+        arena.limit.fill_(10**6)
         for slots in (32, 256, 512, 1_024):
             _fill(arena, desk, middle[:slots])
-            view = lane.fit(View(slots, 256, TOKENS_OUT), arena.size)
-            arena.steps[:] = 20
-            lane._graphs[view] = lane._graphs.get(view) or lane._record(view)  # type: ignore[attr-defined]
-            graph = lane._graphs[view]  # type: ignore[attr-defined]
-            arena.limit.fill_(10**6)
+            view = lane.fit(View(slots, arena.size.source, TOKENS_OUT), arena.size)
 
-            def step(graph: Any = graph, arena: Arena = arena) -> None:
-                arena.steps.fill_(20)
-                graph.replay()
+            def step(view: View = view) -> None:
+                arena.steps.fill_(TOKENS_OUT // 2)
+                lane.step(view)
 
             found[f"step_{slots}_ms"] = device_ms(step)
-        if profile:
+        if is_profiled:
             print_profile("step of 1024", step)
-            print_profile("encoding of 80", lambda: encode(desk.weights, tokens, lengths))
-    desk.clear()
+            print_profile("encoding of 80", encode_80)
     return found
-
-
-def _choice() -> Any:
-    from workers.engine.graph.step import choose_best
-
-    return choose_best
 
 
 def _fill(arena: Arena, desk: Any, rows: Sequence[Row]) -> None:
     arena.is_done.fill_(True)
     for start in range(0, len(rows), 64):
         group = rows[start : start + 64]
-        tokens, lengths = pad_sources([row.tokens for row in group], device="cuda")
-        slots = torch.arange(start, start + len(group), device="cuda")
+        tokens, lengths = pad_sources([row.tokens for row in group], device=desk.device)
+        slots = torch.arange(start, start + len(group), device=desk.device)
         arena.admit(slots, lengths, None, clear=False)
         desk.weights.operations.keep_source(arena, slots, encode(desk.weights, tokens, lengths), lengths)
 
@@ -225,46 +211,42 @@ def device_ms(call: Callable[[], Any]) -> float:
 
 
 def print_profile(title: str, call: Callable[[], Any]) -> None:
+    """Print the time by kernel, and how much of it the device was busy."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        call()
-        torch.cuda.synchronize()
-    sys.stdout.write(
-        title + "\n" + profiler.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=60) + "\n"
-    )
+        seconds = timed(call)
+    spans = sorted((event.time_range.start, event.time_range.end) for event in profiler.events() if event.device_time)
+    busy_us, last = 0.0, 0.0
+    for start, end in spans:
+        busy_us += max(0.0, end - max(start, last))
+        last = max(last, end)
+    table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=16, max_name_column_width=60)
+    sys.stdout.write(f"{title}: {seconds:.3f} s, the device busy for {busy_us / 1e6:.3f} s\n{table}\n")
 
 
-def measure_transformers(directory: Path, texts: Sequence[str]) -> dict[str, Any]:
+def measure_transformers(directory: Path, texts: Sequence[str], device: str) -> dict[str, Any]:
     """Return dialogues/s of transformers by the size of its length-sorted batches."""
-    from benchmarks.generation.peers import SortedBatches
-
-    peer = SortedBatches(directory, device="cuda", most_tokens=TOKENS_OUT)
-    peer._size = BATCHES[0]
+    peer = SortedBatches(directory, device=device, most_tokens=TOKENS_OUT)
     peer.answer(texts[:256], 256)
     found = {}
-    for size in BATCHES:
-        peer._size = size
+    for size in sorted(GPU_BATCHES):
+        peer.size = size
         seconds = timed(lambda: peer.answer(texts, len(texts)))
         found[f"batch_{size}_per_s"] = round(len(texts) / seconds)
     return found
 
 
 def timed(call: Callable[[], Any]) -> float:
-    torch.cuda.synchronize()
     begun = time.perf_counter()
     call()
-    torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - begun
 
 
 def never() -> bool:
     return False
-
-
-def say(what: str) -> None:
-    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {what}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

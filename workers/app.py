@@ -35,7 +35,7 @@ from models_store.store import Store
 from workers import tasks
 from workers.checkpoints import Courier
 from workers.engine.base import Engine
-from workers.engine.loading import load_engine, load_greedy_engine
+from workers.engine.loading import load_engine, load_greedy_engine, prefers_graph
 from workers.gpu import Device
 from workers.handlers.base import Handler
 from workers.handlers.evaluate import EvaluateHandler
@@ -104,7 +104,7 @@ class Worker:
             self._find_files,
             self._load,
             load_greedy=None if worker.engine in ("transformers", "fake") else self._load_greedy,
-            greedy_does_more=worker.engine == "graph" or (worker.engine == "auto" and self.device.kind == "cuda"),
+            greedy_does_more=prefers_graph(worker.engine, device=self.device.kind),
             limit_bytes=worker.model_bytes or int(self.device.total_bytes * MODEL_SHARE),
             device_bytes=self.device.total_bytes,
             load_stall_s=worker.load_stall_s,

@@ -54,28 +54,28 @@ class SortedBatches:
         self._model = _load(directory, device, "float32" if device == "cpu" else "bfloat16")
         self._most_tokens = most_tokens
         self._sizes = CPU_BATCHES if device == "cpu" else GPU_BATCHES
-        self._size = self._sizes[0]
+        self.size = self._sizes[0]
 
     @property
     def setting(self) -> str:
         """The batch size."""
-        return f"batch {self._size}"
+        return f"batch {self.size}"
 
     def tune(self, prompts: Sequence[str]) -> None:
         """Keep the batch size that is fastest on these prompts."""
 
         def run(size: int) -> None:
-            self._size = size
+            self.size = size
             self.answer(prompts, len(prompts))
 
-        self._size = _find_fastest(self._sizes, run)
+        self.size = _find_fastest(self._sizes, run)
 
     def answer(self, prompts: Sequence[str], most_rows: int) -> Answer:
         """Complete as many of the batches that all prompts make as come closest to so many rows, spread over all lengths."""
         tokens: list[list[int]] = self._tokenizer(list(prompts))["input_ids"]
         ranked = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
-        batches = [ranked[start : start + self._size] for start in range(0, len(ranked), self._size)]
-        wanted = len(batches) if most_rows >= len(ranked) else max(1, round(most_rows / self._size))
+        batches = [ranked[start : start + self.size] for start in range(0, len(ranked), self.size)]
+        wanted = len(batches) if most_rows >= len(ranked) else max(1, round(most_rows / self.size))
         chosen = [batches[number] for number in spread_evenly(range(len(batches)), wanted)]
         texts, written = {}, 0
         for batch in chosen:

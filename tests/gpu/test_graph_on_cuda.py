@@ -11,7 +11,7 @@ import torch
 
 from gistmill.specs import GenerationParameters
 from tests.support.adapters import make_adapter
-from tests.support.models import dialogues, make_tiny_t5, make_tiny_tokenizer, random_t5, save_t5, vary_outputs
+from tests.support.models import dialogues, make_odd_t5, make_t5, make_tiny_t5
 from workers.engine.base import Completion, Engine, Outcome, Prompt
 from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.encoder import encode, pad_sources
@@ -28,35 +28,18 @@ TEXTS = [*dialogues(160, most_words=90), ".", " ", "\n\n", "日本語の会話",
 BUDGET = 4_000
 
 
-def make_odd(directory: Path) -> Path:
-    """Heads that do not divide the width, a head width that is no power of two, few and short distance buckets."""
-    return make(
-        directory, d_model=56, d_kv=20, d_ff=72, num_layers=3, num_heads=3, relative_attention_num_buckets=12,
-        relative_attention_max_distance=20,
-    )  # fmt: skip
-
-
 def make_wide(directory: Path) -> Path:
     """The widths of FLAN-T5-small, in few layers."""
-    return make(directory, d_model=512, d_kv=64, d_ff=1024, num_layers=2, num_heads=6)
+    return make_t5(directory, seed=7, d_model=512, d_kv=64, d_ff=1024, num_layers=2, num_heads=6)
 
 
 def make_relu(directory: Path) -> Path:
     """The feed-forward part of T5 v1.0."""
-    return make(directory, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, feed_forward_proj="relu")
+    size = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+    return make_t5(directory, seed=7, feed_forward_proj="relu", **size)
 
 
-def make(directory: Path, **config: object) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    size = make_tiny_tokenizer(directory)
-    torch.manual_seed(7)
-    model = random_t5(vocab_size=size, **config)
-    vary_outputs(model)
-    save_t5(model, directory)
-    return directory
-
-
-MODELS: dict[str, Callable[[Path], Path]] = {"flan": make_tiny_t5, "odd": make_odd, "wide": make_wide, "relu": make_relu}
+MODELS: dict[str, Callable[[Path], Path]] = {"flan": make_tiny_t5, "odd": make_odd_t5, "wide": make_wide, "relu": make_relu}
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))

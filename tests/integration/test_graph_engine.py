@@ -21,15 +21,14 @@ from tests.integration.test_ctranslate2_engine import Clock, set_config
 from tests.integration.test_engine_conformance import BEAMS, GIST_TINY, GREEDY, SAMPLED, Countdown, complete, prompts_of
 from tests.integration.test_transformers_engine import RecordingEngine, copy_of
 from tests.support.adapters import make_adapter
-from tests.support.models import PAD, dialogues, make_tiny_bart, make_tiny_t5, make_tiny_tokenizer, random_t5, save_t5
-from tests.support.models import vary_outputs as vary
+from tests.support.models import PAD, dialogues, make_odd_t5, make_tiny_bart, make_tiny_t5
 from tests.support.ties import first_difference, is_near_tie
 from workers.engine.base import Completion, Failure, Outcome, Row
 from workers.engine.checkpoint import load_model
 from workers.engine.graph.arena import Arena, Ending, View
 from workers.engine.graph.buckets import bucket_slots
 from workers.engine.graph.engine import GraphEngine, load
-from workers.engine.graph.lane import EagerLane, EagerSide
+from workers.engine.graph.lane import EagerLane
 from workers.engine.graph.step import Choice
 from workers.engine.graph.weights import T5Weights
 from workers.engine.loading import EngineName, load_engine, load_greedy_engine
@@ -39,27 +38,7 @@ TEXTS = [*dialogues(46, most_words=40), ".", " ", "\n\n", "日本語の会話"]
 BUDGET = 1_200
 
 
-def make_odd(directory: Path) -> Path:
-    """Heads that do not divide the width, an odd number of layers, few and short distance buckets."""
-    directory.mkdir(parents=True, exist_ok=True)
-    size = make_tiny_tokenizer(directory)
-    torch.manual_seed(7)
-    model = random_t5(
-        vocab_size=size,
-        d_model=56,
-        d_kv=20,
-        d_ff=72,
-        num_layers=3,
-        num_heads=3,
-        relative_attention_num_buckets=12,
-        relative_attention_max_distance=20,
-    )
-    vary(model)
-    save_t5(model, directory)
-    return directory
-
-
-MODELS = CONVERTED | {"odd": make_odd}
+MODELS = CONVERTED | {"odd": make_odd_t5}
 
 
 class Lane(EagerLane):
@@ -73,6 +52,19 @@ class Lane(EagerLane):
         if error is not None:
             raise error
         super().step(view)
+
+
+class EagerSide:
+    """Computes at once, so there is nothing to wait for."""
+
+    def begin(self) -> None: ...
+
+    def run(self, compute: Callable[[], Any]) -> tuple[Any, Any]:
+        return compute(), None
+
+    def join(self, mark: Any, tensors: tuple[torch.Tensor, ...]) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class Recording(GraphEngine):

@@ -319,6 +319,19 @@ def test_checkpoint_that_cannot_be_used_is_named(
         load(directory, device="cpu", precision="native")
 
 
+@pytest.mark.parametrize("is_cleaned_up", [False, True])
+def test_texts_are_the_same_many_at_a_time(is_cleaned_up: bool) -> None:
+    own = load_tokenizer(GIST_TINY)
+    own.clean_up_tokenization_spaces = is_cleaned_up
+    tokenizer = ModelTokenizer(own, 2**31)
+    tokens = tokenizer.encode(["Anna : hello , you do n't know", " well ", *dialogues(4)], None)
+
+    texts = tokenizer.decode_all(tokens)
+
+    assert texts == [tokenizer.decode(row) for row in tokens]
+    assert ("hello ," in texts[0]) != is_cleaned_up
+
+
 def test_one_thread_encodes_and_cuts_while_another_decodes() -> None:
     tokenizer = ModelTokenizer(load_tokenizer(GIST_TINY), 2**31)
     texts = dialogues(8)

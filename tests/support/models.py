@@ -53,18 +53,29 @@ def make_tiny_tokenizer(directory: Path, *, begins: bool = False) -> int:
 
 def make_tiny_t5(directory: Path, *, seed: int = 0) -> Path:
     """Write a T5 of about 240,000 parameters in FLAN-T5's layout (gated, output layer of its own) and return its directory."""
+    return make_t5(directory, seed=seed, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+
+
+def make_odd_t5(directory: Path) -> Path:
+    """Write a T5 whose heads do not divide its width, with an odd number of layers, and few and short distance buckets."""
+    size = {"d_model": 56, "d_kv": 20, "d_ff": 72, "num_layers": 3, "num_heads": 3}
+    return make_t5(directory, seed=7, relative_attention_num_buckets=12, relative_attention_max_distance=20, **size)
+
+
+def make_t5(directory: Path, *, seed: int, **shape: Any) -> Path:
+    """Write a T5 of this shape, with random weights and texts that vary, and its tokenizer, and return the directory."""
     import torch
 
     directory.mkdir(parents=True, exist_ok=True)
     size = make_tiny_tokenizer(directory)
     torch.manual_seed(seed)
-    model = random_t5(vocab_size=size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+    model = random_t5(vocab_size=size, **shape)
     vary_outputs(model)
     save_t5(model, directory)
     return directory
 
 
-def random_t5(**shape: int) -> Any:
+def random_t5(**shape: Any) -> Any:
     """Return a T5 in FLAN-T5's layout with random weights; the caller seeds torch."""
     from transformers import T5Config, T5ForConditionalGeneration
 

@@ -67,7 +67,6 @@ def test_killed_workers_chunk_is_queued_again_and_finished_by_the_other(database
     assert_complete(database, job)
 
 
-@pytest.mark.alone
 def test_terminated_worker_drains_in_two_seconds_and_costs_no_retry(database: Database, slow_pair: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=30)
     wait_until_running(database, job)

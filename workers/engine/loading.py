@@ -47,6 +47,11 @@ def load_engine(
     return load(directory, device=device, precision=precision, threads=threads, budget_tokens=batch_tokens)
 
 
+def prefers_graph(engine: EngineName, *, device: str) -> bool:
+    """Whether `load_greedy_engine` loads the engine graph where it can, which samples too and takes adapters by itself."""
+    return engine == "graph" or (engine == "auto" and device == "cuda")
+
+
 def load_greedy_engine(
     engine: EngineName,
     directory: Path,
@@ -71,7 +76,7 @@ def load_greedy_engine(
     """
     if engine == "graph":
         return _load_graph(directory, device=device, precision=precision, threads=threads, batch_tokens=batch_tokens)
-    if engine == "auto" and device == "cuda" and precision != "int8":
+    if prefers_graph(engine, device=device) and precision != "int8":
         return _try_graph(directory, device=device, precision=precision, batch_tokens=batch_tokens)
     if engine not in ("auto", "ctranslate2"):
         return None

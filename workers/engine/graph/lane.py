@@ -56,23 +56,6 @@ class Lane(Protocol):
         ...
 
 
-class EagerSide:
-    """Computes at once, on any device."""
-
-    def begin(self) -> None:
-        """Do nothing: all is done already."""
-
-    def run(self, compute: Callable[[], Result]) -> tuple[Result, Any]:
-        """Return a result."""
-        return compute(), None
-
-    def join(self, mark: Any, tensors: tuple[Tensor, ...]) -> None:
-        """Do nothing: all is done already."""
-
-    def end(self) -> None:
-        """Do nothing: all is done already."""
-
-
 class EagerLane:
     """Runs steps at once, on any device. `lag` is by how many steps the reading of what is done stays behind."""
 
