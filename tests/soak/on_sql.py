@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import AbstractContextManager
 
@@ -29,7 +30,7 @@ def fill_disk(stage: Stage, fault: Fault) -> Met | None:
     except ProcessLookupError:
         # One died meanwhile; the other may have kept its limit.
         for victim in victims:
-            victim.process.kill()
+            victim.send(signal.SIGKILL)
         return None
 
 

@@ -35,7 +35,7 @@ def kill_fleet(stage: Stage, fault: Fault) -> Met | None:
     victims = list(stage.seats)
     at = time.monotonic()
     for victim in victims:
-        victim.process.kill()
+        victim.send(signal.SIGKILL)
     ends = [victim.wait() for victim in victims]
     return Met(at, at) if ends.count(-signal.SIGKILL) == SEATS else None
 

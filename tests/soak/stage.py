@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from tests.soak.trail import Trail
 from tests.support.databases import PostgreSQLServer, SQLiteFiles, name_in
 from tests.support.faults import Blow, kill_on_dialogue
 from tests.support.fleet import FAST, Fleet, WorkerProcess
+from tests.support.nursery import Nursery
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, die_with_parent, free_port, wait_until
 
@@ -65,6 +67,8 @@ class Stage:
     def start(self) -> None:
         """Start everything and wait until the api serves."""
         self._host.start()
+        # A fleet that dies all the time must not spend its cores on imports: what it waits for is what is measured here.
+        Fleet.nursery = self.call(Nursery)
         self.database_url = self._host.call(self._make_database)
         self.database: Database = open_database(self.database_url, connections=16)
         url = self.database_url
@@ -87,7 +91,7 @@ class Stage:
 
         def replace() -> WorkerProcess:
             if self.seats[seat].is_alive:
-                self.seats[seat].process.terminate()
+                self.seats[seat].send(signal.SIGTERM)
             self._left.append(self.seats[seat])
             self.seats[seat] = self._start_worker(drill, **environment)
             return self.seats[seat]
@@ -144,6 +148,9 @@ class Stage:
         self.call(lambda: None)
         if hasattr(self, "fleet"):
             self.fleet.stop()
+        if Fleet.nursery is not None:
+            Fleet.nursery.close()
+            Fleet.nursery = None
         self.kill_api()
         for proxy in (self.redis_proxy, self.api_proxy, self.sql_proxy):
             if proxy is not None:
