@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from benchmarks.orchestration.bulk import MODEL
 from benchmarks.orchestration.processes import REPOSITORY
 from benchmarks.orchestration.stack import Stack
+from gistmill.errors import JobIsOver
 from gistmill.specs import SummarizeSpec
 from tests.support.servers import wait_until
 
@@ -38,7 +40,8 @@ def measure_beside(stack: Stack, dataset: str, more: Path) -> dict[str, Any]:
             delays = sorted(json.loads(prober.communicate(timeout=60)[0]))
         finally:
             prober.kill()
-        if was_running:
+        # It may have ended since it was last asked about, above all a short one.
+        with suppress(JobIsOver):
             job.cancel()
         wait_until(lambda: job.refresh().state in ("cancelled", "completed"), timeout_s=60, what="the job to end")
     return {

@@ -227,13 +227,12 @@ def _length_step(characters: ColumnElement[int]) -> ColumnElement[int]:
     return case(*steps, else_=characters // LONGEST_STEP * LONGEST_STEP)
 
 
-def write_ranks(connection: Connection, lease: Lease, ranking: Ranking) -> Lease:
-    """Insert the next page of ranks; return the lease as it then is.
+def write_ranks(connection: Connection, lease: Lease, ranking: Ranking, *, stop: int) -> Lease:
+    """Insert the next ranks, those below `stop`; return the lease as it then is.
 
     Raises:
         LeaseLost: somebody took over; nothing was written.
     """
-    stop = min(lease.ranked + PAGE, len(ranking.keys))
     renew(connection, lease, ranked=stop)
     values = ((lease.dataset_key, rank, ranking.keys[rank], ranking.rows[rank]) for rank in range(lease.ranked, stop))
     insert_many(connection, list(dataset_dialogues.columns), values)

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 WRITE = "gistmill_write"
 BUSY_S = 30
+# How long a writer of SQLite waits between two tries.
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.001, 0.004
 ATTEMPTS = 6
 # PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
 REPEATABLE_STATES = frozenset({"40001", "40P01"})
@@ -140,8 +142,10 @@ def _sqlite_engine(url: Any, connections: int) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None
+        # Setting it is a write, even when it is set: a new connection would wait for the transaction that runs.
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL").fetchall()
         for pragma in (
-            "auto_vacuum=INCREMENTAL",
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
@@ -151,10 +155,37 @@ def _sqlite_engine(url: Any, connections: int) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        is_write = connection.get_execution_options().get(WRITE, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+        if connection.get_execution_options().get(WRITE, False):
+            _begin_to_write(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _begin_to_write(connection: Connection) -> None:
+    """BEGIN IMMEDIATE, waiting for the write lock in small steps.
+
+    SQLite's own wait soon asks only every 100 ms, and whoever comes anew asks at once: beside a bulk ingest and two workers a
+    heartbeat so waited for over two seconds. With short steps it gets its turn behind the transaction that runs, or the next.
+    """
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    deadline = time.monotonic() + BUSY_S
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    break
+            time.sleep(random.uniform(SHORTEST_WAIT_S, LONGEST_WAIT_S))
+        # Once more in SQLAlchemy's way, which knows how to raise the driver's errors.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
 
 
 def _session_settings(statement_timeout_s: float) -> dict[str, str | int]:

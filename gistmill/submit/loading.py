@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import structlog
+from sqlalchemy import Connection
 
 from gistmill.db import datasets
 from gistmill.db.datasets import Lease, LoadableRow, NewDataset, Ranking
@@ -25,6 +26,9 @@ log = structlog.get_logger(__name__)
 
 BATCH_ROWS = datasets.PAGE
 BATCH_CHARACTERS = 8_000_000
+# SQLite lets one write at a time: whoever renews a lease waits for at least the transaction that runs.
+TRANSACTION_S = 0.2
+LEAST_ROWS, FIRST_ROWS = 250, 1_000
 LONGEST_NAME = 300
 FIRST_POLL_S, LONGEST_POLL_S = 0.02, 0.5
 
@@ -126,6 +130,7 @@ class _Loading:
     def __init__(self, database: Database, lease: Lease) -> None:
         self.database = database
         self.lease = lease
+        self.pace = Pace()
 
     def run(self, read: Callable[[], Iterable[LoadableRow]], count: int) -> None:
         """Write the rows that are missing, rank the dialogues, make the dataset ready.
@@ -146,8 +151,8 @@ class _Loading:
 
     def _write_rows(self, read: Callable[[], Iterable[LoadableRow]], count: int) -> None:
         if self.lease.rows < count:
-            for batch in _batches(islice(read(), self.lease.rows, None)):
-                self.lease = self.database.transact(partial(datasets.write_rows, lease=self.lease, rows=batch))
+            for batch in _batches(islice(read(), self.lease.rows, None), self.pace):
+                self._write(partial(datasets.write_rows, lease=self.lease, rows=batch), len(batch))
         if self.lease.rows != count:
             raise InvalidDataset(
                 f"The file changed while it was read: {self.lease.rows} rows instead of {count}. Send it again."
@@ -160,7 +165,32 @@ class _Loading:
         if self.lease.ranked:
             self.lease = self.database.transact(partial(datasets.forget_other_ranks, lease=self.lease, ranking=ranking))
         while self.lease.ranked < len(ranking.keys):
-            self.lease = self.database.transact(partial(datasets.write_ranks, lease=self.lease, ranking=ranking))
+            stop = min(self.lease.ranked + self.pace.rows, len(ranking.keys))
+            self._write(partial(datasets.write_ranks, lease=self.lease, ranking=ranking, stop=stop), stop - self.lease.ranked)
+
+    def _write(self, write: Callable[[Connection], Lease], rows: int) -> None:
+        """Write so many rows in a transaction, and let the next one be larger or smaller by the time that it took."""
+        began_at = 0.0
+
+        def timed(connection: Connection) -> Lease:
+            nonlocal began_at
+            began_at = time.perf_counter()
+            return write(connection)
+
+        self.lease = self.database.transact(timed)
+        self.pace.note(rows, seconds=time.perf_counter() - began_at)
+
+
+class Pace:
+    """How many rows a transaction may write so that others do not wait long for it."""
+
+    def __init__(self) -> None:
+        self.rows = min(FIRST_ROWS, BATCH_ROWS)
+
+    def note(self, rows: int, *, seconds: float) -> None:
+        """Note how long the write lock was held for so many rows."""
+        fitting = int(rows * TRANSACTION_S / max(seconds, 1e-6))
+        self.rows = min(max(min(fitting, 2 * self.rows), LEAST_ROWS), BATCH_ROWS)
 
 
 def _format(name: str | None) -> Format | None:
@@ -171,13 +201,13 @@ def _format(name: str | None) -> Format | None:
     return Format(name)
 
 
-def _batches(rows: Iterable[LoadableRow]) -> Iterator[list[LoadableRow]]:
-    """Group rows so that a transaction holds at most so many of them and about so much text."""
+def _batches(rows: Iterable[LoadableRow], pace: Pace) -> Iterator[list[LoadableRow]]:
+    """Group rows so that a transaction holds at most as many of them as the pace says then, and about so much text."""
     batch: list[LoadableRow] = []
     characters = 0
     for row in rows:
         size = _characters(row)
-        if batch and (len(batch) == BATCH_ROWS or characters + size > BATCH_CHARACTERS):
+        if batch and (len(batch) >= pace.rows or characters + size > BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
         batch.append(row)

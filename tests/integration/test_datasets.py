@@ -22,7 +22,7 @@ from gistmill.db.tables import dataset_dialogues, dataset_rows, datasets, dialog
 from gistmill.errors import InvalidDataset, InvalidInput, InvalidName, LeaseLost
 from gistmill.ingest.mapping import Mapping
 from gistmill.ingest.rows import Row
-from gistmill.submit import load_dataset_file, load_rows, sweep_datasets
+from gistmill.submit import load_dataset_file, load_rows, loading, sweep_datasets
 from gistmill.views import DatasetView
 from tests.support.jobs import first_tenant
 
@@ -185,7 +185,7 @@ def test_ranking_that_was_cut_off_goes_on_behind_its_last_rank(database: Databas
     lease = write(database, begin(database, "killed"), rows_of(texts))
     with database.read() as connection:
         ranking = loads.read_ranking(connection, lease.dataset_key)
-    database.transact(partial(loads.write_ranks, lease=lease, ranking=ranking))
+    database.transact(partial(loads.write_ranks, lease=lease, ranking=ranking, stop=3))
     leave_unattended(database, for_s=1)
 
     load(database, rows_of(texts))
@@ -200,7 +200,7 @@ def test_ranks_of_another_order_are_taken_back(database: Database) -> None:
     with database.read() as connection:
         ranking = loads.read_ranking(connection, lease.dataset_key)
     ranking.keys.reverse()
-    database.transact(partial(loads.write_ranks, lease=lease, ranking=ranking))
+    database.transact(partial(loads.write_ranks, lease=lease, ranking=ranking, stop=3))
     leave_unattended(database, for_s=1)
 
     load(database, rows_of(texts))
@@ -308,7 +308,7 @@ def test_an_abandoned_upload_is_undone_page_by_page(database: Database) -> None:
     lease = write(database, begin(database, "gone"), rows_of(texts))
     with database.read() as connection:
         ranking = loads.read_ranking(connection, lease.dataset_key)
-    database.transact(partial(loads.write_ranks, lease=lease, ranking=ranking))
+    database.transact(partial(loads.write_ranks, lease=lease, ranking=ranking, stop=loads.PAGE))
     leave_unattended(database, for_s=3500)
     assert sweep_datasets(database) == 0
     leave_unattended(database, for_s=3700)
@@ -390,3 +390,19 @@ def test_many_rows_need_little_time_and_memory(database: Database) -> None:
     assert (view.rows, view.dialogues) == (25_000, 20_000)
     assert peak < 60_000_000
     assert seconds < 30
+
+
+def test_transactions_of_a_load_are_as_large_as_others_can_wait_for() -> None:
+    pace = loading.Pace()
+    assert pace.rows == loading.FIRST_ROWS
+
+    pace.note(1_000, seconds=0.01)
+    assert pace.rows == 2_000
+    for _ in range(3):
+        pace.note(pace.rows, seconds=0.01)
+    assert pace.rows == loading.BATCH_ROWS
+
+    pace.note(5_000, seconds=1.0)
+    assert pace.rows == 1_000
+    pace.note(1_000, seconds=20.0)
+    assert pace.rows == loading.LEAST_ROWS

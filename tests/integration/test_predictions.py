@@ -48,6 +48,6 @@ def test_predictions_are_uploaded_with_their_mapping(database: Database, tmp_pat
 def test_long_predictions_are_written_in_small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "BATCH_CHARACTERS", 1_000)
     rows = [Row(n, n + 1, str(n), f"row {n}", metadata={"predictions": {"a": "x" * 200, "b": "y" * 200}}) for n in range(6)]
-    assert [len(batch) for batch in loading._batches(rows)] == [2, 2, 2]
+    assert [len(batch) for batch in loading._batches(rows, loading.Pace())] == [2, 2, 2]
     others = [Row(n, n + 1, str(n), "Ann: hi", metadata={"predictions": n}) for n in range(6)]
-    assert [len(batch) for batch in loading._batches(others)] == [6]
+    assert [len(batch) for batch in loading._batches(others, loading.Pace())] == [6]
