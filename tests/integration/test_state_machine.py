@@ -25,7 +25,7 @@ from gistmill.control import Missing, cancel, pause, resume, retry
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import crashes, dependencies, endings
 from gistmill.db import results as result_rows
-from gistmill.db.check import check
+from gistmill.db.check import check, recount
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim
 from gistmill.db.clock import db_now
@@ -94,10 +94,13 @@ class Gistmill(RuleBasedStateMachine):
         self.sweeper = Sweeper(self.database, NoBells(), WorkerSettings())  # type: ignore[arg-type]
 
     def teardown(self) -> None:
-        """Drop the database."""
+        """Check the whole database and drop it."""
         if hasattr(self, "database"):
-            self.database.close()
-            self.drop(self.url)
+            try:
+                assert check(self.database) == []
+            finally:
+                self.database.close()
+                self.drop(self.url)
 
     # What clients do.
 
@@ -350,7 +353,7 @@ class Gistmill(RuleBasedStateMachine):
     @invariant()
     def counters_are_what_a_recount_says(self) -> None:
         if hasattr(self, "database"):
-            assert check(self.database) == []
+            assert recount(self.database) == []
             assert_ends_are_counted(self.database)
 
     @invariant()
