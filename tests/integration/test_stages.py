@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -107,9 +107,9 @@ def test_pages_share_no_dialogue_and_nothing_is_generated_twice(bench: Bench, *,
     asked: list[tuple[str, tuple[str, int]]] = []
 
     class Noting(FakeEngine):
-        def complete(self, rows: Any, *args: Any) -> Iterator[list[Outcome]]:
+        def _forward(self, rows: Any, *args: Any) -> list[Outcome] | None:
             asked.extend((row.prompt.text, row.prompt.noise) for row in rows)
-            return super().complete(rows, *args)
+            return super()._forward(rows, *args)
 
     bench.engine = Noting
     # Some stand on both sides of a page's end, and one has more items than a page.
