@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from gistmill.errors import GenerationFailed, InputTooLong
 from gistmill.specs import GenerationParameters, Overflow, Precision
 from models_store.store import Store
 from tests.support.models import dialogues, make_tiny_bart, make_tiny_t5
-from workers.engine.base import Completion, Engine, Failure, Outcome, Prompt
+from workers.engine.base import Completion, Engine, Failure, Outcome, Prompt, Row
 from workers.engine.ctranslate2 import load as load_converted
 from workers.engine.fake import FakeEngine
 from workers.engine.graph.engine import load as load_graph
@@ -39,6 +39,40 @@ class Countdown:
         return self.asked >= self.n
 
 
+class Pages:
+    """What `more` gives: these pages one after another, of which an empty one is not ready yet, and then None, once."""
+
+    def __init__(self, *pages: Sequence[Row]) -> None:
+        self.left: list[Sequence[Row] | None] = [*pages, None]
+
+    def __call__(self) -> Sequence[Row] | None:
+        return self.left.pop(0)
+
+
+def read(engine: Engine, prompts: Sequence[Prompt]) -> list[Row]:
+    found = engine.read(prompts, max_input_tokens=2048, on_overflow="fail", should_stop=never)
+    return [item for item in found if isinstance(item, Row)]
+
+
+def feed(
+    engine: Engine,
+    pages: Sequence[Sequence[Prompt]],
+    parameters: GenerationParameters = GREEDY,
+    should_stop: Callable[[], bool] = never,
+) -> list[list[Outcome]]:
+    """Return the lists of outcomes of a stream whose first rows are those of the first page; skip what never reaches it."""
+    skip_what_never_reaches(engine, parameters)
+    first, *later = (read(engine, page) for page in pages)
+    return list(engine.complete(first, parameters, should_stop, Pages(*later)))
+
+
+def skip_what_never_reaches(engine: Engine, parameters: GenerationParameters) -> None:
+    if engine.name == "ctranslate2" and not parameters.is_greedy:
+        pytest.skip("this engine decodes greedily; beams and sampling never reach it")
+    if engine.name == "graph" and parameters.num_beams > 1:
+        pytest.skip("this engine has no beams; they never reach it")
+
+
 def complete(
     engine: Engine,
     prompts: list[Prompt],
@@ -48,10 +82,7 @@ def complete(
     on_overflow: Overflow = "fail",
     should_stop: Callable[[], bool] = never,
 ) -> dict[int, Outcome]:
-    if engine.name == "ctranslate2" and not parameters.is_greedy:
-        pytest.skip("this engine decodes greedily; beams and sampling never reach it")
-    if engine.name == "graph" and parameters.num_beams > 1:
-        pytest.skip("this engine has no beams; they never reach it")
+    skip_what_never_reaches(engine, parameters)
     batches = engine.generate(
         prompts, parameters, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop
     )
@@ -243,6 +274,31 @@ def test_short_prompt_beside_a_long_one_gives_what_it_gives_alone(engine: Engine
 
 def test_no_prompts_give_nothing(engine: Engine) -> None:
     assert complete(engine, []) == {}
+
+
+@pytest.mark.parametrize("parameters", [GREEDY, SAMPLED, BEAMS], ids=["greedy", "sampled", "beams"])
+def test_rows_that_come_page_by_page_get_what_they_get_together(
+    engine: Engine, prompts: list[Prompt], parameters: GenerationParameters
+) -> None:
+    pages = [prompts[:3], prompts[3:20], [], prompts[20:21], prompts[21:30]]
+
+    outcomes = [outcome for batch in feed(engine, pages, parameters) for outcome in batch]
+
+    assert sorted(outcome.key for outcome in outcomes) == list(range(30))
+    assert {outcome.key: outcome for outcome in outcomes} == complete(engine, prompts[:30], parameters)
+
+
+def test_engine_that_has_nothing_left_says_so_and_asks_again(engine: Engine, prompts: list[Prompt]) -> None:
+    batches = feed(engine, [[], [], [], prompts[:2]])
+
+    assert batches[:2] == [[], []]
+    assert all(batches[2:])
+    assert feed(engine, [prompts[:2]])
+    assert feed(engine, [[]]) == []
+
+
+def test_stop_while_there_is_nothing_to_do_ends_the_stream(engine: Engine, prompts: list[Prompt]) -> None:
+    assert list(engine.complete([], GREEDY, Countdown(4), list)) == [[]] * 3
 
 
 def test_engine_says_what_it_runs_on(engine: Engine) -> None:

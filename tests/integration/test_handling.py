@@ -137,9 +137,9 @@ def test_work_that_exists_is_not_generated_again(bench: Bench) -> None:
     asked: list[str] = []
 
     class Noting(FakeEngine):
-        def complete(self, rows: Any, *args: Any) -> Iterator[list[Outcome]]:
+        def _forward(self, rows: Any, *args: Any) -> list[Outcome] | None:
             asked.extend(row.prompt.text for row in rows)
-            return super().complete(rows, *args)
+            return super()._forward(rows, *args)
 
     bench.engine = Noting
     make_job(bench.database, TEXTS[:6])

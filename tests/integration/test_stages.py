@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from sqlalchemy import select
 
 from gistmill.db.check import check
 from gistmill.db.claim import Claim
 from gistmill.db.pending import load_pending
+from gistmill.db.tables import generations, results
 from gistmill.errors import JobEnded, StoreUnavailable
+from gistmill.specs import GenerationParameters
 from tests.support.bench import FAST, TEXTS, Bench
-from tests.support.jobs import job_row, make_job, take
+from tests.support.jobs import chunk_rows_of, job_row, make_job, take
 from tests.support.servers import wait_until
-from workers.engine.base import Outcome
+from workers.engine.base import More, Outcome, Row
 from workers.engine.fake import FakeEngine
 from workers.handlers import pages, recording
 from workers.heartbeat import Watch
@@ -107,9 +110,9 @@ def test_pages_share_no_dialogue_and_nothing_is_generated_twice(bench: Bench, *,
     asked: list[tuple[str, tuple[str, int]]] = []
 
     class Noting(FakeEngine):
-        def complete(self, rows: Any, *args: Any) -> Iterator[list[Outcome]]:
+        def _forward(self, rows: Any, *args: Any) -> list[Outcome] | None:
             asked.extend((row.prompt.text, row.prompt.noise) for row in rows)
-            return super().complete(rows, *args)
+            return super()._forward(rows, *args)
 
     bench.engine = Noting
     # Some stand on both sides of a page's end, and one has more items than a page.
@@ -199,6 +202,217 @@ def test_error_of_the_reader_ends_the_chunk_and_keeps_what_was_made(bench: Bench
     with pytest.raises(StoreUnavailable):
         bench.handler.run(claim, watch_of(claim))
     assert job_row(bench.database, job)["succeeded"] == PAGE
+
+
+class Ahead(FakeEngine):
+    """Takes every page before it completes any row, and then completes those of all pages in one order."""
+
+    pages: ClassVar[list[int]] = []
+
+    def complete(
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        more: More | None = None,
+    ) -> Iterator[list[Outcome]]:
+        assert more is not None
+        taken, further = list(rows), more()
+        self.pages.append(len(rows))
+        while further is not None:
+            self.pages.append(len(further))
+            taken += further
+            if not further:
+                yield []
+            further = more()
+        yield from super().complete(taken[::-1], parameters, should_stop)
+
+
+@pytest.mark.parametrize("is_sampling", [False, True])
+def test_rows_of_several_pages_in_one_batch_find_their_items_again(bench: Bench, *, is_sampling: bool) -> None:
+    texts = TEXTS * 2 + [TEXTS[5]] * 7
+    sampling = {"generation": {"do_sample": True, "temperature": 1.0, "seed": 3}} if is_sampling else {}
+    summaries = []
+    Ahead.pages.clear()
+    for spec, engine in ((sampling, FakeEngine), (sampling | {"max_input_tokens": 1_000}, Ahead)):
+        bench.handler.residence.clear()
+        bench.engine = engine
+        job = make_job(bench.database, texts, per_chunk=64, spec=spec)
+        bench.runner.work()
+        assert job_row(bench.database, job)["succeeded"] == len(texts)
+        summaries.append(summaries_of(bench, job))
+    assert summaries[0] == summaries[1]
+    assert len(summaries[0]) == len(texts)
+    assert len([rows for rows in Ahead.pages if rows]) >= 3
+    assert check(bench.database) == []
+
+
+def summaries_of(bench: Bench, job: int) -> dict[int, str]:
+    query = select(results.c.row_number, generations.c.summary)
+    joined = query.where(generations.c.key == results.c.generation_key, results.c.job_key == job)
+    with bench.database.read() as connection:
+        return {row.row_number: row.summary for row in connection.execute(joined)}
+
+
+@pytest.mark.parametrize(
+    ("exist", "refused"),
+    [
+        ([*range(4)], [5, *range(8, 12)]),
+        ([*range(4, 8)], [*range(4), 9]),
+        ([3, *range(8, 12)], [4, 5, 6, 7]),
+        ([4, 5], [6, 7]),
+        ([], [*range(12)]),
+        ([*range(12)], []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("engine", [FakeEngine, Ahead])
+def test_pages_of_what_exists_and_of_what_no_model_sees_are_recorded_like_the_others(
+    bench: Bench, exist: list[int], refused: list[int], engine: type[FakeEngine]
+) -> None:
+    if exist:
+        make_job(bench.database, [TEXTS[number] for number in exist])
+        bench.runner.work()
+        bench.handler.residence.clear()
+
+    class Refusing(engine):  # type: ignore[valid-type,misc]
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            if any(f"{TEXTS[number]}\n" in f"{text}\n" for text in texts for number in refused):
+                raise ValueError("no text")
+            return super()._encode(texts, limit)  # type: ignore[no-any-return]
+
+    bench.engine = Refusing
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+
+    row = job_row(bench.database, job)
+    assert (row["succeeded"], row["failed"], row["shared"]) == (12 - len(refused), len(refused), len(exist))
+    assert (row["state"], check(bench.database)) == ("completed", [])
+
+
+def test_engine_goes_on_while_the_next_page_is_being_read(bench: Bench) -> None:
+    told: list[int] = []
+    goes_on = threading.Event()
+
+    class Asking(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            if threading.current_thread().name.startswith("reader"):
+                assert goes_on.wait(10)
+            return super()._encode(texts, limit)
+
+        def complete(self, rows: Any, parameters: Any, should_stop: Any, more: More | None = None) -> Iterator[list[Outcome]]:
+            assert more is not None
+
+            def ask() -> Sequence[Row] | None:
+                further = more()
+                told.append(-1 if further is None else len(further))
+                if len(told) == 3:
+                    goes_on.set()
+                return further
+
+            assert [ask(), ask()] == [[], []]
+            return super().complete(rows, parameters, should_stop, ask)
+
+    bench.engine = Asking
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert job_row(bench.database, job)["succeeded"] == len(TEXTS)
+    assert told[:3] == [0, 0, 0]
+    assert [rows for rows in told if rows] == [PAGE, PAGE, -1]
+
+
+def test_what_was_gathered_is_recorded_while_the_engine_waits_for_the_next_page(bench: Bench) -> None:
+    bench.handler.settings = FAST.model_copy(update={"commit_s": 60.0})
+    job = make_job(bench.database, TEXTS)
+
+    class Slow(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            if threading.current_thread().name.startswith("reader"):
+                wait_until(lambda: job_row(bench.database, job)["succeeded"] >= PAGE, what="the commit")
+            return super()._encode(texts, limit)
+
+    bench.engine = Slow
+    claim = claim_of(bench)
+    assert bench.handler.run(claim, watch_of(claim)).ended == len(TEXTS)
+
+
+def test_no_more_than_one_page_is_looked_up_beyond_what_the_engine_took(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int | None] = []
+    ahead: list[int] = []
+
+    def note(*args: Any, first_rank: int | None = None, **options: Any) -> Any:
+        looked.append(first_rank)
+        return load_pending(*args, first_rank=first_rank, **options)
+
+    class Counting(FakeEngine):
+        def complete(self, rows: Any, parameters: Any, should_stop: Any, more: More | None = None) -> Iterator[list[Outcome]]:
+            assert more is not None
+            took = [1]
+
+            def ask() -> Sequence[Row] | None:
+                further = more()
+                took[0] += bool(further)
+                return further
+
+            for outcomes in super().complete(rows, parameters, should_stop, ask):
+                time.sleep(0.05)
+                ahead.append(len(looked) - took[0])
+                yield outcomes
+
+    monkeypatch.setattr(pages, "load_pending", note)
+    bench.engine = Counting
+    texts = TEXTS + [f"another {text}" for text in TEXTS]
+    job = make_job(bench.database, texts, per_chunk=len(texts))
+    bench.runner.work()
+    assert job_row(bench.database, job)["succeeded"] == len(texts)
+    assert (len(looked), max(ahead), ahead[-1]) == (6, 1, 0)
+
+
+def test_pages_double_until_they_are_as_large_as_the_engine_wants_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PAGE_ROWS", 2)
+    monkeypatch.setattr(FakeEngine, "page_rows", 7)
+    bench.engine = Ahead
+    Ahead.pages.clear()
+    texts = TEXTS + [f"another {text}" for text in TEXTS]
+    make_job(bench.database, texts, per_chunk=len(texts))
+    bench.runner.work()
+    assert [rows for rows in Ahead.pages if rows] == [2, 4, 7, 7, 4]
+
+
+def test_error_of_the_reader_comes_up_when_what_was_in_flight_is_recorded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_in_reader(*args: Any, **options: Any) -> Any:
+        if threading.current_thread().name.startswith("reader"):
+            raise StoreUnavailable("away")
+        return load_pending(*args, **options)
+
+    monkeypatch.setattr(pages, "load_pending", fail_in_reader)
+    bench.engine = Ahead
+    job = make_job(bench.database, TEXTS)
+    claim = claim_of(bench)
+    with pytest.raises(StoreUnavailable):
+        bench.handler.run(claim, watch_of(claim))
+    assert job_row(bench.database, job)["succeeded"] == PAGE
+
+
+def test_stop_while_the_engine_waits_gives_the_rest_back(bench: Bench) -> None:
+    class Stopping(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            if threading.current_thread().name.startswith("reader"):
+                bench.drain.set()
+            return super()._encode(texts, limit)
+
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            outcomes = super()._forward(*args)
+            wait_until(bench.drain.is_set, what="the drain")
+            return outcomes
+
+    bench.engine = Stopping
+    job = make_job(bench.database, TEXTS)
+    bench.runner.work()
+    assert job_row(bench.database, job)["succeeded"] == PAGE
+    assert [(chunk["state"], chunk["crashes"]) for chunk in chunk_rows_of(bench.database, job)] == [("queued", 0)]
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("away"), JobEnded(), KeyError("a bug")], ids=lambda e: type(e).__name__)

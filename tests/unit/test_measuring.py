@@ -94,5 +94,19 @@ def test_rows_that_failed_count_neither_as_dialogues_nor_as_the_first_micro_batc
     assert (first.dialogues, first.seconds, first.warmup_s) == (2, 1.0, 4.0)
 
 
+def test_waiting_for_the_next_page_is_no_time_of_the_engine(clock: Clock) -> None:
+    meter = Meter("GPU", lambda _engine: None)
+
+    def batches() -> Iterator[list[Outcome]]:
+        yield from written(clock, [5.0, 1.0])
+        yield []
+        yield []
+        yield from written(clock, [2.0])
+
+    found = measured(meter, clock, FakeEngine(), batches())
+    assert found is not None
+    assert (found.dialogues, found.seconds) == (4, 3.0)
+
+
 def test_chunk_whose_summaries_all_existed_measures_nothing() -> None:
     assert ChunkMeter(Meter("GPU", lambda _engine: None), WORK).ending() is None

@@ -22,7 +22,7 @@ from gistmill.errors import ModelUnavailable, ModelUnreadable
 from gistmill.specs import GenerationParameters, Overflow
 from models_store import adapters as stored
 from models_store.adapters import Adapter
-from workers.engine.base import Engine, Failure, Outcome, Prompt, Row
+from workers.engine.base import Engine, Failure, More, Outcome, Prompt, Row
 
 LOAD_ERRORS = (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
 PREFIX = "lora_"
@@ -150,10 +150,14 @@ class AdaptedEngine:
         return self._base.read(prompts, max_input_tokens=max_input_tokens, on_overflow=on_overflow, should_stop=should_stop)
 
     def complete(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        more: More | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each micro-batch; see `Engine.complete`."""
-        return self._switching(self._base.complete(rows, parameters, should_stop))
+        return self._switching(self._base.complete(rows, parameters, should_stop, more))
 
     def _switching(self, batches: Iterator[list[Outcome]]) -> Iterator[list[Outcome]]:
         """Let the adapter be on its base only while a micro-batch is made."""

@@ -61,6 +61,9 @@ class Failure:
 
 Outcome = Completion | Failure
 
+# Gives an engine that completes rows the next ones; see `Engine.complete`.
+More = Callable[[], Sequence[Row] | None]
+
 
 class Engine(Protocol):
     """A loaded model that completes prompts.
@@ -86,9 +89,19 @@ class Engine(Protocol):
         ...
 
     def complete(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        more: More | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each micro-batch as soon as it is finished; every row has exactly one.
+
+        With `more`, the rows are the first of a stream whose keys are all different. It is asked, by the calling thread, when
+        there is or soon will be room for others, and returns the next ones, or none when they are not ready yet, or None when
+        no more will come. It must be quick, for the device may be waiting, and must not raise. An engine that is told of none
+        while it has rows goes on with those and asks again. One that has nothing left to do yields an empty list: it is for
+        the caller to wait before it asks for the next list.
 
         `should_stop` is polled at every decode step, by the calling thread or by one of the engine's while that one waits,
         never by two at once; it must be quick and must not raise. Once it says True, complete returns without the unfinished

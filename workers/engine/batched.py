@@ -14,7 +14,7 @@ import structlog
 
 from gistmill.errors import DeviceOutOfMemory, ItemError
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Failure, Outcome, Row
+from workers.engine.base import Failure, More, Outcome, Row
 from workers.engine.batching import pack, padded_tokens
 from workers.engine.reading import ReadingEngine
 
@@ -46,20 +46,25 @@ class BatchedEngine(ReadingEngine):
         """
 
     def complete(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        more: More | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each micro-batch as soon as it is finished; see `Engine.complete`."""
-        beams = parameters.num_beams
-        batches = pack(
-            [len(row.tokens) for row in rows],
-            budget_tokens=max(1, self.budget_tokens // beams),
-            max_rows=max(1, self.max_rows // beams),
-        )
-        waiting = deque([rows[index] for index in batch] for batch in batches)
-        # After a lack of memory, no later batch of this call is as large as the one that failed: finding the limit out
+        waiting = self._batches(rows, parameters)
+        # After a lack of memory, no later batch of these rows is as large as the one that failed: finding the limit out
         # again costs a whole attempt each time.
         largest: int | None = None
-        while waiting:
+        while True:
+            if not waiting:
+                if more is None or should_stop() or (further := more()) is None:
+                    return
+                waiting, largest = self._batches(further, parameters), None
+                if not waiting:
+                    yield []
+                continue
             batch = waiting.popleft()
             if len(batch) > 1 and largest is not None and _cost(batch) > largest:
                 waiting.extendleft(reversed(_halves(batch)))
@@ -81,6 +86,15 @@ class BatchedEngine(ReadingEngine):
             if outcomes is None:
                 return
             yield outcomes
+
+    def _batches(self, rows: Sequence[Row], parameters: GenerationParameters) -> deque[list[Row]]:
+        beams = parameters.num_beams
+        batches = pack(
+            [len(row.tokens) for row in rows],
+            budget_tokens=max(1, self.budget_tokens // beams),
+            max_rows=max(1, self.max_rows // beams),
+        )
+        return deque([rows[index] for index in batch] for batch in batches)
 
 
 def _cost(batch: Sequence[Row]) -> int:

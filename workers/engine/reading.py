@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gistmill.errors import GenerationFailed, InputTooLong, ItemError
 from gistmill.specs import GenerationParameters, Overflow
-from workers.engine.base import PAGE_ROWS, Failure, Outcome, Prompt, Row
+from workers.engine.base import PAGE_ROWS, Failure, More, Outcome, Prompt, Row
 
 ENCODE_ROWS = 256
 
@@ -35,7 +35,11 @@ class ReadingEngine(ABC):
 
     @abstractmethod
     def complete(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        more: More | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of rows as soon as they are finished; see `Engine.complete`."""
 

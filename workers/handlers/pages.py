@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
-from itertools import chain
+from itertools import chain, count
 from types import TracebackType
 from typing import NamedTuple
 
@@ -21,9 +21,9 @@ from workers.engine.base import PAGE_ROWS, Engine, Failure, Prompt, Row
 class Page(NamedTuple):
     """Units that had no end when they were looked up: those whose generation exists, and those to generate.
 
-    `prompts` are those of the missing units, their keys are the places there; `read` is what an engine has read of them.
-    `next_rank` is where the next page begins, None where no more is pending. `is_cut` says that a dialogue has, or may have,
-    more items than this page and the next ones hold.
+    `prompts` are those of the missing units, in their order; no two pages of a chunk have a key in common. `read` is what an
+    engine has read of them. `next_rank` is where the next page begins, None where no more is pending. `is_cut` says that a
+    dialogue has, or may have, more items than this page and the next ones hold.
     """
 
     found: list[Found]
@@ -67,6 +67,8 @@ class Pages:
         self._reader = reader
         self._is_over = threading.Event()
         self._coming: Future[Page | None] | None = None
+        self._rows = PAGE_ROWS
+        self._keys = count()
 
     def __enter__(self) -> Pages:
         return self
@@ -78,11 +80,19 @@ class Pages:
 
     def look(self) -> Page | None:
         """Return the first page of what is pending in the whole chunk, or None when the chunk is done."""
-        return self._load(None, None)
+        self._rows = PAGE_ROWS
+        return self._load(None, None, self._rows)
 
     def begin(self, first_rank: int | None, engine: Engine | None) -> None:
-        """Let the reader's thread look up the page that begins at this rank, and read it if there is an engine."""
-        self._coming = None if first_rank is None else self._reader.submit(self._load, first_rank, engine)
+        """Let the reader's thread look up the page that begins at this rank, and read it if there is an engine.
+
+        Pages double until they are as large as the engine wants them: a small one is soon there, when it has little yet.
+        """
+        assert self._coming is None, "the page before is still to be taken"
+        if engine is not None:
+            self._rows = min(engine.page_rows, 2 * self._rows)
+        if first_rank is not None:
+            self._coming = self._reader.submit(self._load, first_rank, engine, self._rows)
 
     def take(self) -> Page | None:
         """Return the page that was begun, waiting for it, or None when there is no more.
@@ -92,6 +102,22 @@ class Pages:
         """
         coming, self._coming = self._coming, None
         return None if coming is None else coming.result()
+
+    @property
+    def is_ready(self) -> bool:
+        """True when nobody has to wait for the page that was begun, if one was."""
+        return self._coming is None or self._coming.done()
+
+    def find(self) -> Page | None:
+        """Return the page that was begun and is ready, or None when there is no more, or an error that `take` raises."""
+        if self._coming is None or self._coming.exception() is not None:
+            return None
+        return self.take()
+
+    def wait(self) -> None:
+        """Return as soon as the page that was begun is ready."""
+        if self._coming is not None:
+            wait([self._coming])
 
     def read(self, page: Page, engine: Engine, should_stop: Callable[[], bool]) -> Page:
         """Return the page with its prompts as the engine reads them; some are missing when told to stop."""
@@ -103,8 +129,7 @@ class Pages:
         )
         return page._replace(read=read)
 
-    def _load(self, first_rank: int | None, engine: Engine | None) -> Page | None:
-        rows = PAGE_ROWS if engine is None else engine.page_rows
+    def _load(self, first_rank: int | None, engine: Engine | None, rows: int) -> Page | None:
         units, found, next_rank = self._look_up(first_rank, rows)
         if not units:
             return None
@@ -128,7 +153,7 @@ class Pages:
 
     def _render(self, units: Sequence[Unit]) -> list[Prompt]:
         template = self._find_template()
-        return [Prompt(number, template.render(unit.text), noise=(unit.digest, unit.draw)) for number, unit in enumerate(units)]
+        return [Prompt(next(self._keys), template.render(unit.text), noise=(unit.digest, unit.draw)) for unit in units]
 
 
 def _cut(units: list[Unit], rows: int) -> tuple[list[Unit], int | None]:

@@ -1,12 +1,11 @@
-"""Summarize: a chunk's pages go through three stages at once: one is read, one is generated, and one is recorded."""
+"""Summarize: a chunk goes through three stages at once: its pages are read, generated as one stream, and recorded."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 from gistmill.db import prompts as prompt_rows
@@ -20,8 +19,9 @@ from gistmill.errors import GenerationFailed
 from gistmill.prompts import PromptTemplate
 from gistmill.settings import WorkerSettings
 from gistmill.specs import SummarizeSpec
-from workers.engine.base import Completion, Engine, Failure, Outcome, Row
+from workers.engine.base import Completion, Engine, Failure, Outcome
 from workers.handlers.base import Done, Lease
+from workers.handlers.feeding import Feed
 from workers.handlers.pages import Page, Pages
 from workers.handlers.recording import Recorder
 from workers.handlers.turns import Turns
@@ -91,23 +91,20 @@ class SummarizeHandler:
 
         Return how many items were found pending, or None when there may be more.
         """
-        engine, pending, may_be_more = None, 0, False
+        feed = Feed(chunk.pages)
         while page is not None:
-            pending += page.items
-            may_be_more = may_be_more or page.is_cut
-            if page.found:
-                chunk.recorder.put(found=page.found)
+            feed.note(page)
+            # Before the engine, which may have to be loaded.
+            _record_found(chunk, feed)
             if page.missing:
-                engine = engine or self._get_engine(chunk)
-                # Before the next page is begun: for this one the device waits.
-                page = chunk.pages.read(page, engine, chunk.should_stop)
-            chunk.pages.begin(page.next_rank, engine)
-            if page.missing and engine is not None:
-                self._generate(chunk, page, engine)
+                self._generate(chunk, feed, page)
+            else:
+                chunk.pages.begin(page.next_rank, None)
             if chunk.should_stop():
                 return None
+            # Behind a stream there is none any more, unless its engine takes one page at a time; or it is the reader's error.
             page = chunk.pages.take()
-        return None if may_be_more else pending
+        return feed.pending
 
     def _get_engine(self, chunk: _Chunk) -> Engine:
         parts = self._find_parts(chunk.claim)
@@ -122,22 +119,23 @@ class SummarizeHandler:
         chunk.lease.enter(self.settings.generate_stall_s)
         return engine
 
-    def _generate(self, chunk: _Chunk, page: Page, engine: Engine) -> None:
-        """Generate what is missing of a page, and hand it over to be recorded."""
+    def _generate(self, chunk: _Chunk, feed: Feed, page: Page) -> None:
+        """Generate what is missing of this page and those behind it in one stream, and hand it over to be recorded."""
+        engine = self._get_engine(chunk)
+        # Before the next page is begun: for this one the device waits.
+        page = chunk.pages.read(page, engine, chunk.should_stop)
         if not page.is_read:
             return
-        refused: list[Outcome] = [item for item in page.read if isinstance(item, Failure)]
-        rows = [item for item in page.read if isinstance(item, Row)]
         parts = self._find_parts(chunk.claim)
+        more = partial(feed.more, engine)
         batches = chunk.meter.timed(
             engine,
-            engine.complete(rows, chunk.spec.generation, chunk.should_stop),
+            engine.complete(feed.enter(page, engine), chunk.spec.generation, chunk.should_stop, more),
             version_digest=parts.adapter_digest or parts.base_digest,
         )
-        for outcomes in gathered(chain([refused], batches), for_s=self.settings.commit_s):
-            made = [_made(page.missing[item.key], item, engine) for item in outcomes if isinstance(item, Completion)]
-            lost = [Lost(page.missing[item.key], item.error) for item in outcomes if not isinstance(item, Completion)]
-            chunk.recorder.put(made=made, lost=lost)
+        for outcomes in gathered(feed.through(batches), for_s=self.settings.commit_s):
+            _record(chunk, feed, outcomes, engine)
+        _record_found(chunk, feed)
 
     def _find_parts(self, claim: Claim) -> ModelParts:
         """Return the files that the job's model consists of; a version never changes, so it is looked up once."""
@@ -159,17 +157,33 @@ class SummarizeHandler:
 def gathered(batches: Iterable[list[Outcome]], *, for_s: float) -> Iterator[list[Outcome]]:
     """Yield the outcomes of micro-batches together until they have taken `for_s` seconds: a commit costs more than a small one.
 
+    An empty one says that the engine waits: what there is, if anything, is yielded at once.
     What is gathered when an engine raises is lost with it, as if the worker had died: the chunk makes it again.
     """
     together: list[Outcome] = []
     began_at = time.monotonic()
     for outcomes in batches:
         together += outcomes
-        if together and time.monotonic() - began_at >= for_s:
+        if not outcomes or time.monotonic() - began_at >= for_s:
             yield together
             together, began_at = [], time.monotonic()
     if together:
         yield together
+
+
+def _record(chunk: _Chunk, feed: Feed, outcomes: Sequence[Outcome], engine: Engine) -> None:
+    """Hand over what an engine made, with what was found to exist meanwhile."""
+    if not outcomes:
+        _record_found(chunk, feed)
+        return
+    made = [_made(feed.unit_of(item), item, engine) for item in outcomes if isinstance(item, Completion)]
+    lost = [Lost(feed.unit_of(item), item.error) for item in outcomes if isinstance(item, Failure)]
+    chunk.recorder.put(made=made, found=feed.take_found(), lost=lost)
+
+
+def _record_found(chunk: _Chunk, feed: Feed) -> None:
+    if found := feed.take_found():
+        chunk.recorder.put(found=found)
 
 
 def _made(unit: Unit, completion: Completion, engine: Engine) -> Made:

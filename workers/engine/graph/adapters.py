@@ -18,7 +18,7 @@ from gistmill.errors import ModelUnreadable
 from gistmill.specs import GenerationParameters
 from models_store import adapters as stored
 from models_store.weights import is_weight_file
-from workers.engine.base import Outcome, Row
+from workers.engine.base import More, Outcome, Row
 from workers.engine.graph.weights import T5Weights
 from workers.engine.merging import read_factors
 from workers.engine.reading import ReadingEngine
@@ -122,10 +122,14 @@ class AdaptedEngine(ReadingEngine):
         return self._encode_text(texts, limit)
 
     def complete(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        more: More | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield outcomes as rows end; see `Engine.complete`."""
-        return self._run_adapted(rows, parameters, should_stop)
+        return self._run_adapted(rows, parameters, should_stop, more)
 
 
 def _read_change(tensors: Mapping[str, Tensor], module: str, scaling: float) -> Change:

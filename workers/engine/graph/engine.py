@@ -11,7 +11,7 @@ import torch
 
 from gistmill.errors import ModelUnavailable, UnsupportedModel
 from gistmill.specs import GenerationParameters, Precision
-from workers.engine.base import Engine, Failure, Outcome, Row
+from workers.engine.base import Engine, Failure, More, Outcome, Row
 from workers.engine.checkpoint import LoadedModel, load_model, resolve_dtype
 from workers.engine.graph.adapters import AdaptedEngine, Merger
 from workers.engine.graph.arena import Arena, Ending
@@ -125,11 +125,15 @@ class GraphEngine(ReadingEngine):
         rows: Sequence[Row],
         parameters: GenerationParameters,
         should_stop: Callable[[], bool],
+        more: More | None = None,
+        *,
         adapter: str | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield outcomes as rows end, with the weights of an adapter when one is named; see `Engine.complete`."""
         assert parameters.num_beams == 1, "this engine decodes one text per row"
-        return Stream(self._desk, rows, parameters, _choice(parameters), self._finish, adapter).run(should_stop)
+        stream = Stream(self._desk, parameters, _choice(parameters), self._finish, adapter=adapter, more=more)
+        stream.add(rows)
+        return stream.run(should_stop)
 
     def _finish(self, ended: Sequence[tuple[Row, Ending]]) -> list[Outcome]:
         texts = self._tokenizer.decode_all([ending.tokens for _, ending in ended])

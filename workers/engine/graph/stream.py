@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gistmill.errors import DeviceOutOfMemory, ItemError
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Failure, Outcome, Row
+from workers.engine.base import Failure, More, Outcome, Row
 from workers.engine.graph.arena import Arena, Ending, View
 from workers.engine.graph.desk import Desk
 from workers.engine.graph.encoder import align, encode, pad_sources, upload
@@ -50,25 +50,29 @@ class Encoded(NamedTuple):
 
 
 class Stream:
-    """The rows of one call, longest first, on a desk that others may use between two lists of outcomes."""
+    """The rows of one call on a desk that others may use between two lists of outcomes.
+
+    Those that came together run longest first, and behind those that came before.
+    """
 
     def __init__(
         self,
         desk: Desk,
-        rows: Sequence[Row],
         parameters: GenerationParameters,
         choice: Choice,
         finish: Callable[[Sequence[tuple[Row, Ending]]], list[Outcome]],
+        *,
         adapter: str | None = None,
+        more: More | None = None,
     ) -> None:
         self._desk = desk
         self._parameters = parameters
         self._choice = choice
         self._finish = finish
         self._adapter = adapter
-        self._waiting = deque(sorted(rows, key=lambda row: -len(row.tokens)))
+        self._more = more
+        self._waiting: deque[Row] = deque()
         self._ready: deque[Encoded] = deque()
-        self._ahead_tokens = desk.ahead_tokens
         self._flights: dict[int, Flight] = {}
         self._arena: Arena | None = None
         self._lane: Lane | None = None
@@ -76,15 +80,23 @@ class Stream:
         # The longest source in flight, and when the first of the rows joined; None when rows have come or gone since.
         self._extent: tuple[int, int] | None = None
         self._ended: list[tuple[Row, Ending]] = []
-        self._encoder_tokens = ENCODER_TOKENS if desk.device == "cpu" else GPU_ENCODER_TOKENS
-        self._most_rows = desk.max_rows
+        self._forget_limits()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Let these rows wait behind those that do."""
+        self._waiting.extend(sorted(rows, key=lambda row: -len(row.tokens)))
 
     def run(self, should_stop: Callable[[], bool]) -> Iterator[list[Outcome]]:
-        """Yield the outcomes of rows as they leave; see `Engine.generate`."""
+        """Yield the outcomes of rows as they leave; see `Engine.complete`."""
         try:
-            while self._waiting or self._ready or self._flights or self._ended:
+            while self._has_rows or self._more is not None:
                 if should_stop():
                     return
+                self._ask_for_more()
+                if not self._has_rows:
+                    if self._more is not None:
+                        yield []
+                    continue
                 self._desk.seize(self, self._adapter)
                 with torch.inference_mode():
                     outcomes = self._admit() + self._step()
@@ -96,6 +108,27 @@ class Stream:
                     yield outcomes
         finally:
             self._desk.release(self)
+
+    @property
+    def _has_rows(self) -> bool:
+        return bool(self._waiting or self._ready or self._flights or self._ended)
+
+    def _ask_for_more(self) -> None:
+        """Take the next rows when fewer wait than there are slots: so encoding ahead never runs out of them."""
+        if self._more is None or len(self._waiting) >= self._desk.max_rows:
+            return
+        rows = self._more()
+        if rows is None:
+            self._more = None
+        elif rows:
+            self.add(rows)
+            self._forget_limits()
+
+    def _forget_limits(self) -> None:
+        """Begin with what the desk allows. What a failure teaches holds until further rows come: memory may be free again."""
+        self._encoder_tokens = ENCODER_TOKENS if self._desk.device == "cpu" else GPU_ENCODER_TOKENS
+        self._ahead_tokens = self._desk.ahead_tokens
+        self._most_rows = self._desk.max_rows
 
     def withdraw(self) -> None:
         """Take every row out of its slot; they run anew later."""
@@ -141,21 +174,32 @@ class Stream:
         size = self._arena.size
         free = min(size.slots, self._most_rows) - len(self._flights)
         is_enough = has_joined or free * JOIN_SHARE >= size.slots
-        return free if is_enough and not self._is_too_wide() else 0
+        return free if is_enough and self._is_wide_enough() and not self._is_too_wide() else 0
+
+    def _is_wide_enough(self) -> bool:
+        """False when the rows in flight have to end first: one that came later is longer than all that came before."""
+        assert self._arena is not None
+        return self._next_width <= self._arena.size.source
 
     def _is_too_wide(self) -> bool:
         """True when the rows in flight had better end first: those that wait would get more slots of their own width."""
         assert self._arena is not None
-        width = len((self._ready[0].rows if self._ready else self._waiting)[0].tokens)
+        width = self._next_width
         slots = self._desk.size(width, self._parameters.max_new_tokens).slots
         return width * 4 <= self._arena.size.source and slots >= 2 * self._arena.size.slots
 
+    @property
+    def _next_width(self) -> int:
+        return len((self._ready[0].rows if self._ready else self._waiting)[0].tokens)
+
     def _next_group(self, rows: int, tokens: int) -> list[Row]:
         group = [self._waiting.popleft()]
-        width = align(len(group[0].tokens))
+        longest = len(group[0].tokens)
+        width = align(longest)
         pairs = width * width * self._desk.weights.shape.heads
         most = min(rows, min(self._encoder_tokens, tokens) // width, ENCODER_PAIRS // pairs)
-        while self._waiting and len(group) < most:
+        # A longer one came later than the last of these, and would make all of them as wide.
+        while self._waiting and len(group) < most and len(self._waiting[0].tokens) <= longest:
             group.append(self._waiting.popleft())
         return group
 
