@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs, tenants, workers
 from gistmill.errors import ChunkFailed, LeaseLost, StoreUnavailable
 from gistmill.queue import Bells
-from tests.support.bench import Bench, work_until_completed
+from tests.support.bench import FAST, Bench, work_until_completed
 from tests.support.finetune import add_model
 from tests.support.hands import commit, end, pending, work
 from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
@@ -348,7 +347,13 @@ def looking(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(pages, "PAGE_ROWS", 4)
     monkeypatch.setattr(FakeEngine, "page_rows", 4)
     bench.handler.claim_ahead = bench.runner.ahead.claim
+    set_lease(bench, 15.0)
     return bench
+
+
+def set_lease(bench: Bench, lease_s: float) -> None:
+    settings = FAST.model_copy(update={"lease_s": lease_s})
+    bench.runner.settings = bench.runner.ahead.settings = bench.heartbeat.settings = settings
 
 
 MANY = [f"dialogue number {number:02}" for number in range(16)]
@@ -436,6 +441,7 @@ def test_reserved_chunk_outlives_its_lease_while_the_running_one_is_worked_on(lo
             return super()._forward(rows, parameters, should_stop)
 
     slept: list[bool] = []
+    set_lease(looking, 3.0)
     looking.engine = lambda: Slow(max_rows=1, seconds_per_row=0.05)
     job = make_job(looking.database, MANY, per_chunk=4)
     looking.runner.work()
@@ -547,13 +553,14 @@ def test_next_chunk_is_asked_for_only_when_little_work_is_left(
 
 
 def test_bell_is_passed_on_when_a_chunk_is_claimed_ahead(looking: Bench, redis_url: str) -> None:
+    # Nobody else may ring.
+    looking.heartbeat.stop()
     looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
     job = make_job(looking.database, MANY, per_chunk=2)
     claim = take(looking.database, looking.runner.claimant)
     assert claim is not None
     make_worker(looking.database, "idle")
     bells = Bells(redis_url, "test:")
-    looking.heartbeat.sweeper._next = math.inf
     assert bells.waiting("summarize") == 0
     looking.handler.run(claim, Watch(claim, write_until=float("inf"), drain=threading.Event()))
     assert ("reserved", 1) in held(looking.database, job)
