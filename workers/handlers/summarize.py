@@ -158,9 +158,7 @@ class SummarizeHandler:
             if begun[0] is claim:
                 return begun[1]
             begun[1].close()
-        return Pages(
-            self.database, claim, spec, find_template=partial(self._find_template, claim, spec), reader=self._reader
-        )
+        return Pages(self.database, claim, spec, find_template=partial(self._find_template, claim, spec), reader=self._reader)
 
     def _asking_ahead(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Callable[[Engine], None] | None:
         """Return what claims the chunk after this one and begins to look at it, in the reader's thread."""
