@@ -45,11 +45,16 @@ STOPPED_JOB_STATES = FINAL_JOB_STATES | {JobState.CANCELLING}
 
 
 class ChunkState(StrEnum):
-    """Where a leased piece of a job is."""
+    """Where a leased piece of a job is. `reserved`: a worker that runs another one will run it next."""
 
     QUEUED = "queued"
+    RESERVED = "reserved"
     RUNNING = "running"
     DONE = "done"
+
+
+# These have an owner and a lease.
+HELD_CHUNK_STATES = (ChunkState.RUNNING, ChunkState.RESERVED)
 
 
 class DatasetState(StrEnum):

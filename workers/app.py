@@ -33,6 +33,7 @@ from gistmill.sweep import Sweeper, ring_waiting
 from models_store.fetch import fetch
 from models_store.store import Store
 from workers import tasks
+from workers.ahead import Ahead
 from workers.checkpoints import Courier
 from workers.engine.base import Engine
 from workers.engine.loading import load_engine, load_greedy_engine, prefers_graph
@@ -41,6 +42,7 @@ from workers.handlers.base import Handler
 from workers.handlers.evaluate import EvaluateHandler
 from workers.handlers.finetune import FinetuneHandler, TrainingHost
 from workers.handlers.summarize import SummarizeHandler
+from workers.handlers.turns import Turns
 from workers.heartbeat import Heartbeat
 from workers.publishing import Publisher
 from workers.residence import Residence, Ticker
@@ -111,18 +113,24 @@ class Worker:
         )
 
     def _make_runner(self, heartbeat: Heartbeat, residence: Residence) -> Runner:
+        # The reader looks at a chunk that was claimed ahead while the runner ends the one before.
+        database = Turns(self.database)
+        claimant = Claimant(self.uuid, self.kinds, self.device.total_bytes, SPEC_VERSION)
+        worker = self.settings.worker
+        ahead = Ahead(database, claimant, heartbeat=heartbeat, bells=self.bells, settings=worker, resident=residence.resident)
         return Runner(
-            self.database,
-            Claimant(self.uuid, self.kinds, self.device.total_bytes, SPEC_VERSION),
-            self._make_handlers(residence),
+            database,
+            claimant,
+            self._make_handlers(residence, database, ahead),
             heartbeat=heartbeat,
             bells=self.bells,
-            settings=self.settings.worker,
+            settings=worker,
             drain=self.drain,
             resident=residence.resident,
+            ahead=ahead,
         )
 
-    def _make_handlers(self, residence: Residence) -> dict[str, Handler]:
+    def _make_handlers(self, residence: Residence, database: Turns, ahead: Ahead) -> dict[str, Handler]:
         worker = self.settings.worker
         finetune = FinetuneHandler(
             self.database,
@@ -134,7 +142,9 @@ class Worker:
             host=TrainingHost(self.settings.data_dir / "training", self.device.kind),
         )
         return {
-            JobKind.SUMMARIZE: SummarizeHandler(self.database, residence, worker, device_name=self.device.name),
+            JobKind.SUMMARIZE: SummarizeHandler(
+                database, residence, worker, device_name=self.device.name, claim_ahead=ahead.claim
+            ),
             JobKind.FINETUNE: finetune,
             JobKind.EVALUATE: EvaluateHandler(self.database, worker),
         }

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 from sqlalchemy import Connection
@@ -122,6 +123,7 @@ class Heartbeat:
         self.exit: Callable[[int], None] = os._exit
         self.resident: Callable[[], tuple[str, ...]] = tuple
         self._watch: Watch | None = None
+        self._reserved: Claim | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._next_wish = self._next_renewal = time.monotonic()
@@ -146,6 +148,10 @@ class Heartbeat:
         """Forget the chunk."""
         self._watch = None
 
+    def keep(self, claim: Claim | None) -> None:
+        """Renew this chunk, which was claimed ahead, together with the running one; None: no more."""
+        self._reserved = claim
+
     def beat(self) -> None:
         """Do what is due: renew, read the wish, sweep."""
         point("heart.beat")
@@ -165,11 +171,20 @@ class Heartbeat:
     def _renew(self, watch: Watch) -> None:
         requested_at = time.monotonic()
         self._next_renewal = requested_at + self.settings.renew_s
-        lease_s = self.settings.lease_s
-        if self.database.transact(lambda connection: chunk_rows.renew(connection, watch.claim, lease_s=lease_s)):
+        if watch.claim in self.database.transact(partial(self._renew_all, claims=self._held(watch))):
             watch.write_until = self._write_until(requested_at)
         else:
             watch.stop(LeaseLost())
+
+    def _held(self, watch: Watch) -> list[Claim]:
+        """Return the running chunk and the reserved one, in lock order."""
+        reserved = self._reserved
+        held = [watch.claim] if reserved is None else [watch.claim, reserved]
+        return sorted(held, key=lambda claim: claim.chunk_key)
+
+    def _renew_all(self, connection: Connection, claims: list[Claim]) -> list[Claim]:
+        """Renew these; return those that are not lost. Whether a reserved one is, shows when its turn comes."""
+        return [claim for claim in claims if chunk_rows.renew(connection, claim, lease_s=self.settings.lease_s)]
 
     def _read_wish(self, watch: Watch | None) -> None:
         wish = self.database.transact(lambda connection: self._see(connection, watch))

@@ -35,6 +35,7 @@ from gistmill.faults import point
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
 from gistmill.sweep import budgets, ring_waiting
+from workers.ahead import Ahead
 from workers.handlers.base import Done, Handler
 from workers.heartbeat import Heartbeat
 
@@ -65,6 +66,7 @@ class Runner:
         settings: WorkerSettings,
         drain: threading.Event,
         resident: Callable[[], tuple[str, ...]] = tuple,
+        ahead: Ahead | None = None,
     ) -> None:
         self.database = database
         self.claimant = claimant
@@ -74,12 +76,20 @@ class Runner:
         self.settings = settings
         self.drain = drain
         self.resident = resident
+        self.ahead = ahead or Ahead(database, claimant, heartbeat=heartbeat, bells=bells, settings=settings)
         self._is_unsure = False
+        self._taken_up: Claim | None = None
         self._has_lost_device = False
         self._rang_empty_at = -RING_AFTER_EMPTY_S
 
     def work(self) -> None:
         """Claim and run chunks until nothing fits or the worker drains."""
+        try:
+            self._work()
+        finally:
+            self._give_back_reserved()
+
+    def _work(self) -> None:
         while not self.drain.is_set():
             requested_at = time.monotonic()
             found = self._claim()
@@ -96,8 +106,10 @@ class Runner:
     def run(self, chunk: Claim, *, requested_at: float) -> None:
         """Carry out one chunk and write down how it ended."""
         watch = self.heartbeat.watch(chunk, requested_at=requested_at)
-        # Only now: a Redis that does not answer takes a second, in which the lease must be renewed.
-        self._pass_the_bell_on(chunk)
+        # Only now: a Redis that does not answer takes a second, in which the lease must be renewed. For a chunk that was
+        # claimed ahead it was done then.
+        if chunk is not self._taken_up:
+            self._pass_the_bell_on(chunk)
         log.info("chunk_started", job_id=chunk.job_id, chunk=chunk.chunk_key, epoch=chunk.epoch)
         started_at = time.monotonic()
         try:
@@ -151,8 +163,12 @@ class Runner:
         wait_s = 0.2
         while not self.drain.is_set():
             try:
-                if self._is_unsure:
+                if self._is_unsure or self.ahead.is_unsure:
                     self._settle_doubt()
+                self._taken_up = found = self.ahead.take_up()
+                if found is not None:
+                    point("claim.committed", claim=found)
+                    return found
                 claimant = replace(self.claimant, resident=self.resident())
                 lease_s = self.settings.lease_s
                 found = self.database.transact(partial(claim, claimant=claimant, lease_s=lease_s))
@@ -169,9 +185,17 @@ class Runner:
 
     def _settle_doubt(self) -> None:
         """Give back what this worker holds without knowing: a claim or release may have lost its answer."""
+        self.ahead.forget()
         released = self.database.transact(partial(chunk_rows.release_owned, worker=self.claimant.worker))
-        self._is_unsure = False
+        self._is_unsure = self.ahead.is_unsure = False
         log.info("doubt_settled", released=released)
+
+    def _give_back_reserved(self) -> None:
+        try:
+            self.ahead.give_back()
+        except StoreUnavailable as error:
+            self._is_unsure = True
+            log.warning("reservation_not_given_back", reason=error.message)
 
     def _pass_the_bell_on(self, found: Claim | None) -> None:
         """Wake the next idle worker when more waits; one bell at submit so wakes the whole fleet."""

@@ -14,13 +14,13 @@ from functools import cache
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Update, bindparam, func, select, true, update
+from sqlalchemy import Connection, Update, and_, bindparam, func, select, true, update
 
 from gistmill.db import results
-from gistmill.db.claim import Claim
+from gistmill.db.claim import Claim, is_held
 from gistmill.db.clock import db_now
 from gistmill.db.endings import count_down, mark_failed, settle
-from gistmill.db.fence import guard, owned_by
+from gistmill.db.fence import guard, held_by, owned_by
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import ChunkFailed, GistmillError
 from gistmill.states import CLAIMABLE_JOB_STATES, KINDS_WITH_ITEMS, STOPPED_JOB_STATES, ChunkState, JobState
@@ -52,8 +52,8 @@ class Wish:
 
 
 def renew(connection: Connection, claim: Claim, *, lease_s: float) -> bool:
-    """Extend the lease from now; False when it is lost."""
-    statement = update(chunks).where(owned_by(claim)).values(lease_until=db_now() + lease_s)
+    """Extend the lease from now, also of a chunk that was claimed ahead; False when it is lost."""
+    statement = update(chunks).where(held_by(claim)).values(lease_until=db_now() + lease_s)
     return connection.execute(statement).rowcount == 1
 
 
@@ -158,15 +158,11 @@ def release_owned(connection: Connection, worker: str) -> int:
 
     A worker calls it after an error of the database: a claim may have been made though its answer was lost.
     """
-    query = select(chunks.c.key, chunks.c.job_key, chunks.c.epoch).where(
-        chunks.c.owner == worker, chunks.c.state == ChunkState.RUNNING
-    )
+    query = select(chunks.c.key, chunks.c.job_key, chunks.c.epoch).where(chunks.c.owner == worker, is_held())
     released = 0
     for row in connection.execute(query.order_by(chunks.c.key)).all():
         statement = (
-            update(chunks)
-            .where(chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == ChunkState.RUNNING)
-            .values(**queued_after(0.0))
+            update(chunks).where(chunks.c.key == row.key, chunks.c.epoch == row.epoch, is_held()).values(**queued_after(0.0))
         )
         if connection.execute(statement).rowcount == 1:
             close_if_job_ended(connection, row.key, row.job_key)
@@ -176,18 +172,19 @@ def release_owned(connection: Connection, worker: str) -> int:
 
 
 def close_queued(connection: Connection, job_key: int) -> int:
-    """Close the queued chunks of a job that is cancelling or has ended; return how many.
+    """Close the chunks of a job that is cancelling or has ended of which none runs, also those claimed ahead; return how many.
 
     The job is looked at once more when the chunks are locked: a retry may have taken it up again meanwhile.
     """
-    mine = select(chunks.c.key).where(chunks.c.job_key == job_key, chunks.c.state == ChunkState.QUEUED)
+    unrun = and_(chunks.c.job_key == job_key, chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RESERVED)))
+    mine = select(chunks.c.key).where(unrun)
     keys = connection.execute(mine.order_by(chunks.c.key).with_for_update()).scalars().all()
     if not keys or _read_state(connection, job_key) not in STOPPED_JOB_STATES:
         return 0
     statement = (
         update(chunks)
-        .where(chunks.c.job_key == job_key, chunks.c.state == ChunkState.QUEUED)
-        .values(state=ChunkState.DONE, outcome="cancelled", finished_at=db_now())
+        .where(unrun)
+        .values(state=ChunkState.DONE, outcome="cancelled", owner=None, lease_until=None, finished_at=db_now())
     )
     closed = connection.execute(statement).rowcount
     count_down(connection, job_key, closed)

@@ -26,13 +26,14 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from gistmill.db.clock import db_now
 from gistmill.db.tables import chunks, jobs, tenants, workers
-from gistmill.states import CLAIMABLE_JOB_STATES, ChunkState, JobState
+from gistmill.states import CLAIMABLE_JOB_STATES, HELD_CHUNK_STATES, ChunkState, JobState
 
 # A job that nobody has touched for this long goes before jobs whose model is at hand.
 PATIENCE_S = 60.0
@@ -87,22 +88,30 @@ def claim(connection: Connection, claimant: Claimant, *, lease_s: float) -> Clai
     Raises:
         StoreUnavailable: the database did not answer; the claim may have been made all the same.
     """
-    for job in _candidates(connection, claimant):
-        savepoint = connection.begin_nested()
-        chunk = _take_next_chunk(connection, job.key, claimant.worker, lease_s)
-        if chunk is None:
-            savepoint.rollback()
-            continue
-        if not _mark_running(connection, job.key):
-            savepoint.rollback()
-            continue
-        savepoint.commit()
-        connection.execute(_noting(), {"of_worker": claimant.worker, "taken": chunk.key})
-        return _make_claim(chunk, job, claimant.worker)
+    for job in candidates(connection, claimant):
+        taken = take(connection, job, claimant.worker, lease_s=lease_s)
+        if taken is not None:
+            note_running(connection, taken)
+            return taken
     return None
 
 
-def _candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]]:
+def take(
+    connection: Connection, job: Row[Any], worker: str, *, lease_s: float, state: ChunkState = ChunkState.RUNNING
+) -> Claim | None:
+    """Give this worker the next chunk of a job, or None when another worker has it or the job may not run any more."""
+    savepoint = connection.begin_nested()
+    values = {"of_job": job.key, "new_owner": worker, "for_s": lease_s}
+    chunk = connection.execute(_taking(state), values).one_or_none()
+    if chunk is None or not mark_running(connection, job.key):
+        savepoint.rollback()
+        return None
+    savepoint.commit()
+    return _make_claim(chunk, job, worker)
+
+
+def candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]]:
+    """Return the jobs to try, best first."""
     return connection.execute(_ranking(claimant)).all()
 
 
@@ -112,7 +121,7 @@ def _ranking(claimant: Claimant) -> Select[Any]:
     running = (
         select(jobs.c.tenant_key, func.count().label("chunks"))
         .select_from(chunks.join(jobs, jobs.c.key == chunks.c.job_key))
-        .where(chunks.c.state == ChunkState.RUNNING)
+        .where(is_held())
         .group_by(jobs.c.tenant_key)
         .subquery()
     )
@@ -140,7 +149,17 @@ def is_claimable() -> ColumnElement[bool]:
         .where(chunks.c.job_key == jobs.c.key, chunks.c.state == ChunkState.QUEUED, chunks.c.run_at <= db_now())
         .exists()
     )
-    return and_(jobs.c.state.in_(CLAIMABLE_JOB_STATES), not_(jobs.c.paused), waiting)
+    return and_(may_run(), waiting)
+
+
+def may_run() -> ColumnElement[bool]:
+    """The condition on a job: its chunks may be handed out."""
+    return and_(jobs.c.state.in_(CLAIMABLE_JOB_STATES), not_(jobs.c.paused))
+
+
+def is_held() -> ColumnElement[bool]:
+    """The condition on a chunk: it has an owner, who runs it or will run it next. That it has a lease tells the index."""
+    return and_(chunks.c.state.in_(HELD_CHUNK_STATES), chunks.c.lease_until.is_not(None))
 
 
 def fits(claimant: Claimant) -> ColumnElement[bool]:
@@ -160,13 +179,10 @@ def kinds_that_wait(connection: Connection, idle: Collection[Claimant]) -> list[
     return sorted(connection.execute(query).scalars())
 
 
-def _take_next_chunk(connection: Connection, job_key: int, worker: str, lease_s: float) -> Row[Any] | None:
-    values = {"of_job": job_key, "new_owner": worker, "for_s": lease_s}
-    return connection.execute(_taking(), values).one_or_none()
-
-
 @cache
-def _taking() -> ReturningUpdate[Any]:
+def _taking(state: ChunkState) -> ReturningUpdate[Any]:
+    # A chunk that has crashed runs alone.
+    may_be_taken = chunks.c.crashes == literal(0) if state == ChunkState.RESERVED else true()
     # On PostgreSQL SKIP LOCKED stands inside a CTE: in a plain subquery the planner may update more rows than LIMIT.
     next_chunk = (
         select(chunks.c.key)
@@ -179,8 +195,9 @@ def _taking() -> ReturningUpdate[Any]:
     return (
         update(chunks)
         .where(chunks.c.key == select(next_chunk.c.key).scalar_subquery(), chunks.c.state == ChunkState.QUEUED)
+        .where(may_be_taken)
         .values(
-            state=ChunkState.RUNNING,
+            state=state,
             owner=bindparam("new_owner"),
             lease_until=db_now() + bindparam("for_s", type_=Float()),
             epoch=chunks.c.epoch + 1,
@@ -194,7 +211,8 @@ def _taking() -> ReturningUpdate[Any]:
     )
 
 
-def _mark_running(connection: Connection, job_key: int) -> bool:
+def mark_running(connection: Connection, job_key: int) -> bool:
+    """Note that a chunk of the job was claimed; False when the job may not run any more."""
     return connection.execute(_marking(), {"of_job": job_key}).rowcount == 1
 
 
@@ -205,6 +223,11 @@ def _marking() -> Update:
         .where(jobs.c.key == bindparam("of_job"), jobs.c.state.in_(CLAIMABLE_JOB_STATES), not_(jobs.c.paused))
         .values(state=JobState.RUNNING, claimed_at=db_now(), started_at=func.coalesce(jobs.c.started_at, db_now()))
     )
+
+
+def note_running(connection: Connection, claim: Claim) -> None:
+    """Note that the worker runs this chunk."""
+    connection.execute(_noting(), {"of_worker": claim.worker, "taken": claim.chunk_key})
 
 
 @cache

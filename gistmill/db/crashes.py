@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from gistmill.db import results
 from gistmill.db.chunks import Budgets, close_if_job_ended, queued_after
+from gistmill.db.claim import is_held
 from gistmill.db.clock import db_now
 from gistmill.db.endings import count_down, mark_failed
 from gistmill.db.pending import pending_ranks
@@ -27,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 def bury(connection: Connection, worker: str, budgets: Budgets) -> int:
     """Take the chunks of a worker that is known to be dead away from it; return how many."""
-    rows = connection.execute(_running().where(chunks.c.owner == worker).with_for_update()).all()
+    rows = connection.execute(_held().where(chunks.c.owner == worker).with_for_update()).all()
     buried = sum(_take_away(connection, row, budgets) for row in rows)
     connection.execute(update(workers).where(workers.c.id == worker).values(state="gone", chunk_key=None))
     return buried
@@ -38,20 +39,23 @@ def reap(connection: Connection, budgets: Budgets, *, limit: int = 20, may_reap:
 
     `may_reap` is asked once more when the rows have come: this transaction may have waited for a lock as long as their owners.
     """
-    query = _running().where(chunks.c.lease_until < db_now()).limit(limit).with_for_update(skip_locked=True)
+    query = _held().where(chunks.c.lease_until < db_now()).limit(limit).with_for_update(skip_locked=True)
     rows = connection.execute(query).all()
     if not may_reap():
         return 0
     return sum(_take_away(connection, row, budgets, expired_only=True) for row in rows)
 
 
-def _running() -> Any:
-    return select(chunks).where(chunks.c.state == ChunkState.RUNNING).order_by(chunks.c.key)
+def _held() -> Any:
+    return select(chunks).where(is_held()).order_by(chunks.c.key)
 
 
 def _take_away(connection: Connection, row: Row[Any], budgets: Budgets, *, expired_only: bool = False) -> int:
-    """Queue the chunk again, split or failed if it crashed; 1, or 0 when it is its owner's after all."""
-    still_lost = [chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == ChunkState.RUNNING]
+    """Queue the chunk again, split or failed if it crashed; 1, or 0 when it is its owner's after all.
+
+    The loss of a chunk that was claimed ahead costs nothing: it did not run.
+    """
+    still_lost = [chunks.c.key == row.key, chunks.c.epoch == row.epoch, chunks.c.state == row.state]
     if expired_only:
         still_lost.append(chunks.c.lease_until < db_now())
     crashes = 0 if row.progressed else row.crashes
@@ -59,7 +63,8 @@ def _take_away(connection: Connection, row: Row[Any], budgets: Budgets, *, expir
     if connection.execute(update(chunks).where(*still_lost).values(values)).rowcount != 1:
         return 0
     log.warning("chunk_taken_back", chunk=row.key, epoch=row.epoch, owner=row.owner, progressed=row.progressed)
-    if not close_if_job_ended(connection, row.key, row.job_key) and not row.progressed:
+    did_run = row.state == ChunkState.RUNNING
+    if not close_if_job_ended(connection, row.key, row.job_key) and did_run and not row.progressed:
         _note_crash(connection, row, budgets)
     return 1
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, and_, update
 
-from gistmill.db.claim import Claim
+from gistmill.db.claim import Claim, is_held
 from gistmill.db.tables import chunks
 from gistmill.errors import LeaseLost
 from gistmill.states import ChunkState
@@ -26,7 +26,17 @@ class Holder(Protocol):
 
 def owned_by(claim: Holder) -> ColumnElement[bool]:
     """The condition on a chunk: it runs, and under this claim's epoch."""
-    return and_(chunks.c.key == claim.chunk_key, chunks.c.epoch == claim.epoch, chunks.c.state == ChunkState.RUNNING)
+    return and_(is_of(claim), chunks.c.state == ChunkState.RUNNING)
+
+
+def held_by(claim: Holder) -> ColumnElement[bool]:
+    """The condition on a chunk: it runs, or will run next, under this claim's epoch."""
+    return and_(is_of(claim), is_held())
+
+
+def is_of(claim: Holder) -> ColumnElement[bool]:
+    """The condition on a chunk: it is the claim's, and nobody has claimed it since."""
+    return and_(chunks.c.key == claim.chunk_key, chunks.c.epoch == claim.epoch)
 
 
 def guard(connection: Connection, claim: Claim, **values: Any) -> None:

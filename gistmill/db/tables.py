@@ -274,12 +274,12 @@ chunks = Table(
         postgresql_where=text("state = 'queued'"),
     ),
     Index(
-        "ix_chunks_running",
+        "ix_chunks_held",
         "lease_until",
         "job_key",
         "owner",
-        sqlite_where=text("state = 'running'"),
-        postgresql_where=text("state = 'running'"),
+        sqlite_where=text("lease_until IS NOT NULL"),
+        postgresql_where=text("lease_until IS NOT NULL"),
     ),
     Index("ix_chunks_finished", "job_key", "finished_at"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations_with_replacement
 
@@ -13,15 +13,16 @@ import pytest
 from sqlalchemy import Connection, update
 
 from gistmill import control
+from gistmill.db import ahead, crashes
 from gistmill.db import chunks as chunk_rows
-from gistmill.db import crashes
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
-from gistmill.db.claim import Claim
+from gistmill.db.claim import Claim, Claimant
 from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks
 from gistmill.errors import ChunkFailed, DeviceOutOfMemory, ItemError, JobIsOver, JobNotOver, LeaseLost, NothingToRetry
+from gistmill.specs import SPEC_VERSION
 from gistmill.states import FINAL_JOB_STATES
 from tests.support.hands import claimed, commit, end, pending, work
 from tests.support.jobs import first_tenant, job_row, make_job, make_worker, take
@@ -34,13 +35,17 @@ ROUNDS = 2
 
 @dataclass
 class Table:
-    """A job in the middle of its life: one chunk held, one lost by a worker that is gone, two queued, one item failed."""
+    """A job in the middle of its life: one chunk runs, its owner has claimed one ahead, one is lost, one is queued.
+
+    The owner of the lost one is gone. An item has failed.
+    """
 
     database: Database
     job: int
     job_id: str
     tenant: int
     held: Claim
+    reserved: Claim | None
     claims: list[Claim]
     number: int = 0
 
@@ -71,6 +76,20 @@ class Table:
         if claim is not None:
             self.claims.append(claim)
 
+    def claim_ahead(self) -> None:
+        """Another worker, which runs a chunk as well, claims the next one ahead."""
+        reserve(self.database, replace(self.held, worker=f"ahead-{self.job}"))
+
+    def begin(self) -> None:
+        """The turn of the chunk that was claimed ahead comes."""
+        if self.reserved is not None and self.database.transact(partial(ahead.begin, claim=self.reserved, lease_s=30.0)):
+            self.claims.append(self.reserved)
+
+    def give_back(self) -> None:
+        """Its owner gives it back."""
+        if self.reserved is not None:
+            self.transact(partial(ahead.give_back, claim=self.reserved))
+
     def finish(self) -> None:
         """The owner records the rest of its chunk and finishes it."""
         end(self.database, self.held)
@@ -94,7 +113,9 @@ class Table:
 
 CONTROLS = (Table.cancel, Table.pause, Table.resume, Table.retry)
 MOVES = (Table.claim, Table.finish, Table.release, Table.fail, Table.reap, Table.sweep)
-PAIRS = [*combinations_with_replacement(CONTROLS, 2), *((control, move) for control in CONTROLS for move in MOVES)]
+AHEAD = (Table.claim_ahead, Table.begin, Table.give_back)
+PAIRS = [*combinations_with_replacement(CONTROLS, 2), *((control, move) for control in CONTROLS for move in (*MOVES, *AHEAD))]
+PAIRS += [(move, other) for move in AHEAD for other in (Table.claim, Table.reap, *AHEAD)]
 
 
 def out_of_memory(_text: str) -> ItemError | None:
@@ -105,13 +126,20 @@ def set_up(database: Database, *, is_over: bool) -> Table:
     job = make_job(database, TEXTS, per_chunk=3)
     held, lost = claimed(database), claimed(database)
     commit(database, held, pending(database, held)[:1], out_of_memory)
+    reserved = None if is_over else reserve(database, held)
     if is_over:
         end(database, held)
         end(database, lost)
         work(database, out_of_memory)
     gone = update(chunks).where(chunks.c.key == lost.chunk_key, chunks.c.state == "running").values(lease_until=db_now() - 1)
     database.transact(lambda connection: connection.execute(gone))
-    return Table(database, job, job_row(database, job)["id"], first_tenant(database), held, [held])
+    return Table(database, job, job_row(database, job)["id"], first_tenant(database), held, reserved, [held])
+
+
+def reserve(database: Database, running: Claim) -> Claim | None:
+    claimant = Claimant(running.worker, ("summarize",), 10**12, SPEC_VERSION)
+    ask = partial(ahead.claim_ahead, claimant=claimant, running=running, lease_s=30.0, live_within_s=0.0)
+    return database.transact(ask)
 
 
 def race(*steps: Callable[[], None]) -> None:
@@ -139,6 +167,8 @@ def race(*steps: Callable[[], None]) -> None:
 
 def bring_to_an_end(table: Table) -> None:
     """Do what workers, sweeps and users would do next, until nothing is missing."""
+    table.give_back()
+    table.transact(partial(chunk_rows.release_owned, worker=f"ahead-{table.job}"))
     for claim in table.claims:
         with suppress(LeaseLost):
             end(table.database, claim)

@@ -149,7 +149,7 @@ def test_job_that_changed_between_the_look_and_the_claim_is_left_alone(
         connection.execute(update(jobs).values(**change))
         return found
 
-    monkeypatch.setattr(claim_rows, "_candidates", look_and_change)
+    monkeypatch.setattr(claim_rows, "candidates", look_and_change)
     assert take(sqlite_only, make_worker(sqlite_only, "w1")) is None
     assert [(chunk["state"], chunk["epoch"]) for chunk in chunk_rows_of(sqlite_only, job)] == [("queued", 0)]
 

@@ -1,4 +1,4 @@
-"""Submit, wait, claim, renew, commit, finish, fail, release, cancel, pause, resume, retry, sweep and time, in random order.
+"""Submit, wait, claim, claim ahead, renew, commit, finish, fail, release, cancel, pause, resume, retry, sweep, in any order.
 
 Each step is done to SQL and to a model in memory (tests/support/model.py), and both must then say the same. Workers keep their
 claims when they are taken from them, so every statement is also tried by zombies. A longer search:
@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import Connection, select, update
 
 from gistmill.control import Missing, cancel, pause, resume, retry
+from gistmill.db import ahead, crashes, dependencies, endings
 from gistmill.db import chunks as chunk_rows
-from gistmill.db import crashes, dependencies, endings
 from gistmill.db import results as result_rows
 from gistmill.db.check import check, recount
 from gistmill.db.chunks import Budgets
@@ -90,6 +90,7 @@ class Gistmill(RuleBasedStateMachine):
         self.tenant = first_tenant(self.database)
         self.claimants = {name: make_worker(self.database, name) for name in WORKERS}
         self.hands: dict[str, Claim] = {}
+        self.reserved: dict[str, Claim] = {}
         self.jobs: list[ModelJob] = []
         self.sweeper = Sweeper(self.database, NoBells(), WorkerSettings())  # type: ignore[arg-type]
 
@@ -175,10 +176,67 @@ class Gistmill(RuleBasedStateMachine):
         self.hands[worker] = found
 
     @rule(worker=some_worker)
+    def claim_ahead(self, worker: str) -> None:
+        """Nobody counts as live here: one chunk that waits is enough."""
+        running = self.hands.get(worker)
+        if running is None or self._keeps(worker):
+            return
+        asking = partial(ahead.claim_ahead, claimant=self.claimants[worker], running=running, lease_s=LONG_S, live_within_s=0)
+        found = self.database.transact(asking)
+        waiting = [job.next_chunk() for job in self.jobs if job.next_chunk()]
+        if found is None:
+            assert running.crashes or not waiting or any(chunk.crashes for chunk in waiting if chunk)
+            return
+        job = self._job_of(found)
+        chunk = job.next_chunk()
+        assert chunk is not None
+        assert (found.first_rank, found.last_rank, found.epoch) == (chunk.first, chunk.last, chunk.epoch + 1)
+        assert (chunk.crashes, running.crashes) == (0, 0)
+        chunk.state, chunk.owner, chunk.epoch, chunk.progressed = "reserved", worker, found.epoch, False
+        job.state = "running"
+        self.reserved[worker] = found
+
+    @rule(worker=some_worker)
+    def begin_reserved(self, worker: str) -> None:
+        """Its turn comes when the worker runs nothing else; a zombie tries it as well."""
+        claim = self.reserved.get(worker)
+        if claim is None or self._holds(worker):
+            return
+        job = self._job_of(claim)
+        chunk = job.keeps(claim)
+        may_run = job.state in ALIVE and not job.paused
+        begun = self.database.transact(partial(ahead.begin, claim=claim, lease_s=LONG_S))
+        assert begun == (chunk is not None and may_run)
+        if chunk is not None and begun:
+            chunk.state, job.state = "running", "running"
+            self.hands[worker] = claim
+        elif chunk is not None:
+            job.give_back(chunk)
+
+    @rule(worker=some_worker)
+    def work_off_and_begin_what_is_reserved(self, worker: str) -> None:
+        """Claim, claim ahead, finish and go on: a series that chance alone hardly makes."""
+        self.claim(worker)
+        self.claim_ahead(worker)
+        self.commit(worker, 0, 1000, None)
+        self.finish(worker)
+        self.begin_reserved(worker)
+
+    @rule(worker=some_worker)
+    def give_reserved_back(self, worker: str) -> None:
+        if claim := self.reserved.get(worker):
+            job = self._job_of(claim)
+            chunk = job.keeps(claim)
+            self.database.transact(partial(ahead.give_back, claim=claim))
+            if chunk is not None:
+                job.give_back(chunk)
+
+    @rule(worker=some_worker)
     def renew(self, worker: str) -> None:
-        if claim := self.hands.get(worker):
-            renewed = self.database.transact(lambda connection: chunk_rows.renew(connection, claim, lease_s=LONG_S))
-            assert renewed == bool(self._job_of(claim).owns(claim))
+        for claim in filter(None, (self.hands.get(worker), self.reserved.get(worker))):
+            renewed = self.database.transact(partial(chunk_rows.renew, claim=claim, lease_s=LONG_S))
+            job = self._job_of(claim)
+            assert renewed == bool(job.owns(claim) or job.keeps(claim))
 
     @rule(worker=some_worker, start=st.integers(0, 2), size=st.integers(1, 4), error=st.sampled_from(ERRORS))
     def commit(self, worker: str, start: int, size: int, error: type[ItemError] | None) -> None:
@@ -399,6 +457,10 @@ class Gistmill(RuleBasedStateMachine):
         claim = self.hands.get(worker)
         return claim is not None and self._job_of(claim).owns(claim) is not None
 
+    def _keeps(self, worker: str) -> bool:
+        claim = self.reserved.get(worker)
+        return claim is not None and self._job_of(claim).keeps(claim) is not None
+
     def _owned(self, worker: str) -> list[tuple[ModelJob, ModelChunk]]:
         return [(job, chunk) for job in self.jobs for chunk in job.chunks if chunk.owner == worker]
 
@@ -440,7 +502,7 @@ def wait_for(connection: Connection, key: int, needs: list[int]) -> None:
 
 
 def expire(connection: Connection, worker: str) -> None:
-    held = update(chunks).where(chunks.c.owner == worker, chunks.c.state == "running")
+    held = update(chunks).where(chunks.c.owner == worker)
     connection.execute(held.values(lease_until=db_now() - 1))
 
 

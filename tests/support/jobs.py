@@ -158,6 +158,6 @@ def expire_leases(database: Database) -> None:
     """Let every lease end now, without waiting."""
     database.transact(
         lambda connection: connection.execute(
-            update(chunks).where(chunks.c.state == "running").values(lease_until=db_now() - 1)
+            update(chunks).where(chunks.c.lease_until.is_not(None)).values(lease_until=db_now() - 1)
         )
     )

@@ -136,8 +136,15 @@ class ModelJob:
 
     def owns(self, claim: Claim) -> ModelChunk | None:
         """Return the claim's chunk if it is still this claim's."""
-        found = next((chunk for chunk in self.chunks if chunk.state == "running" and chunk.owner == claim.worker), None)
-        return found if found is not None and found.epoch == claim.epoch else None
+        return self._find(claim, "running")
+
+    def keeps(self, claim: Claim) -> ModelChunk | None:
+        """Return the chunk that was claimed ahead if it is still reserved for this claim."""
+        return self._find(claim, "reserved")
+
+    def _find(self, claim: Claim, state: str) -> ModelChunk | None:
+        mine = (chunk for chunk in self.chunks if chunk.state == state and chunk.owner == claim.worker)
+        return next((chunk for chunk in mine if chunk.epoch == claim.epoch and chunk.first == claim.first_rank), None)
 
     def record(self, chunk: ModelChunk, rows: list[int], code: str | None) -> None:
         """Give rows their ends."""
@@ -173,10 +180,11 @@ class ModelJob:
 
     def crash(self, chunk: ModelChunk) -> None:
         """Take a chunk away from an owner that is gone."""
+        did_run = chunk.state == "running"
         if chunk.progressed:
             chunk.crashes = 0
         self.give_back(chunk)
-        if chunk.state == "done" or chunk.progressed:
+        if chunk.state == "done" or chunk.progressed or not did_run:
             return
         unfinished = sorted({self.ranks[row] for row in self.pending(chunk.first, chunk.last)})
         if len(unfinished) > 1:
@@ -193,17 +201,19 @@ class ModelJob:
     def cancel(self) -> None:
         """Wish the end of the job."""
         self.state = "cancelling"
-        for chunk in self.chunks:
-            if chunk.state == "queued":
-                chunk.end("cancelled")
+        self._close_unrun()
         self.settle()
 
     def sweep(self) -> None:
-        """Close what is queued under a job that ended."""
-        for chunk in self.chunks:
-            if chunk.state == "queued" and self.state not in (*ALIVE, "waiting"):
-                chunk.end("cancelled")
+        """Close what is queued under a job that ended, and with it what is reserved."""
+        if self.state not in (*ALIVE, "waiting") and any(chunk.state == "queued" for chunk in self.chunks):
+            self._close_unrun()
         self.settle()
+
+    def _close_unrun(self) -> None:
+        for chunk in self.chunks:
+            if chunk.state in ("queued", "reserved"):
+                chunk.end("cancelled")
 
     def missing(self, *, retryable: bool) -> int:
         """Return how many items a retry would take up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection, update
@@ -16,7 +17,7 @@ from gistmill.db.tables import chunks, jobs
 from gistmill.errors import Draining, JobEnded, JobPaused, LeaseLost, Stalled, StoreUnavailable
 from gistmill.settings import WorkerSettings
 from gistmill.sweep import Sweeper
-from tests.support.jobs import first_tenant, job_row, make_job, make_worker, take
+from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
 from tests.support.servers import wait_until
 from tests.unit.test_sweep import Chimes
 from workers.heartbeat import STOP_LIMIT_S, Heartbeat, Watch
@@ -96,6 +97,35 @@ def test_lost_lease_ends_the_process_only_after_the_limit(heartbeat: Heartbeat, 
     watch.stopped_at -= STOP_LIMIT_S
     heartbeat.beat()
     assert len(exits) == 1
+
+
+def test_reserved_chunk_is_renewed_with_the_running_one(heartbeat: Heartbeat, claim: Claim, sqlite_only: Database) -> None:
+    job = make_job(sqlite_only, ["three"])
+    reserved = take(sqlite_only, make_worker(sqlite_only, "v"))
+    assert reserved is not None
+    change_chunks(sqlite_only, lease_until=1.0)
+    heartbeat.keep(reserved)
+    heartbeat.watch(claim, requested_at=time.monotonic() - SETTINGS.renew_s)
+    heartbeat.beat()
+    assert chunk_rows_of(sqlite_only, job)[0]["lease_until"] > 1.0
+    heartbeat.keep(None)
+    change_chunks(sqlite_only, lease_until=1.0)
+    heartbeat.watch(claim, requested_at=time.monotonic() - SETTINGS.renew_s)
+    heartbeat.beat()
+    assert chunk_rows_of(sqlite_only, job)[0]["lease_until"] == 1.0
+    assert chunk_rows_of(sqlite_only, claim.job_key)[0]["lease_until"] > 1.0
+
+
+def test_loss_of_the_reserved_chunk_stops_nobody(heartbeat: Heartbeat, claim: Claim, sqlite_only: Database) -> None:
+    make_job(sqlite_only, ["three"])
+    reserved = take(sqlite_only, make_worker(sqlite_only, "v"))
+    assert reserved is not None
+    heartbeat.keep(replace(reserved, epoch=reserved.epoch - 1))
+    watch = heartbeat.watch(claim, requested_at=time.monotonic() - SETTINGS.renew_s)
+    before = watch.write_until
+    heartbeat.beat()
+    assert watch.write_until > before
+    watch.check()
 
 
 def test_renewal_in_vain_tells_the_handler(heartbeat: Heartbeat, claim: Claim, sqlite_only: Database) -> None:

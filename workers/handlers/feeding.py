@@ -22,13 +22,16 @@ class Feed:
         self._units: dict[int, Unit] = {}
         self._found: list[Found] = []
         self._refused: list[Outcome] = []
+        self._in_flight = 0
 
     def enter(self, page: Page, engine: Engine) -> list[Row]:
         """Return the rows of a page, and let the reader begin the next one."""
         self._pages.begin(page.next_rank, engine)
         self._units |= {prompt.key: unit for prompt, unit in zip(page.prompts, page.missing, strict=True)}
         self._refused += [item for item in page.read if isinstance(item, Failure)]
-        return [item for item in page.read if isinstance(item, Row)]
+        rows = [item for item in page.read if isinstance(item, Row)]
+        self._in_flight += len(rows)
+        return rows
 
     def note(self, page: Page) -> None:
         """Count the items of a page, and keep those whose generation exists for `take_found`."""
@@ -56,11 +59,17 @@ class Feed:
         for outcomes in batches:
             if self._refused:
                 yield self._take_refused()
+            self._in_flight -= len(outcomes)
             yield outcomes
             if not outcomes:
                 self._pages.wait()
         if self._refused:
             yield self._take_refused()
+
+    def count_left(self) -> int | None:
+        """Return how many rows the engine has still to make, or None while the reader has pages of this chunk to read."""
+        behind = self._pages.count_behind()
+        return None if behind is None else self._in_flight + behind
 
     def unit_of(self, outcome: Outcome) -> Unit:
         """Return what an outcome is of; it is forgotten, for there is only one."""

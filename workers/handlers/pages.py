@@ -74,14 +74,36 @@ class Pages:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def look(self) -> Page | None:
+        """Return the first page of what is pending in the whole chunk, or None when the chunk is done.
+
+        The first time it is the one that `look_ahead` has begun, if that was called.
+        """
+        self._rows = PAGE_ROWS
+        return self._load(None, None, self._rows) if self._coming is None else self.take()
+
+    def look_ahead(self, engine: Engine | None) -> None:
+        """Let the reader's thread take the first look, before the chunk runs, and read the page if there is an engine."""
+        self._coming = self._reader.submit(self._load, None, engine, self._rows)
+
+    def close(self) -> None:
+        """See to it that the reader's thread does nothing for this chunk any more."""
         self._is_over.set()
         if self._coming is not None and not self._coming.cancel():
             wait([self._coming])
 
-    def look(self) -> Page | None:
-        """Return the first page of what is pending in the whole chunk, or None when the chunk is done."""
-        self._rows = PAGE_ROWS
-        return self._load(None, None, self._rows)
+    def count_behind(self) -> int | None:
+        """Return how many rows are to be generated behind the page that was taken, or None while that is not known."""
+        if self._coming is None:
+            return 0
+        if not self._coming.done() or self._coming.exception() is not None:
+            return None
+        page = self._coming.result()
+        if page is None:
+            return 0
+        return len(page.missing) if page.next_rank is None else None
 
     def begin(self, first_rank: int | None, engine: Engine | None) -> None:
         """Let the reader's thread look up the page that begins at this rank, and read it if there is an engine.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from gistmill.specs import SummarizeSpec
 from workers.engine.base import Completion, Engine, Failure, Outcome
 from workers.handlers.base import Done, Lease
 from workers.handlers.feeding import Feed
+from workers.handlers.outlook import Outlook
 from workers.handlers.pages import Page, Pages
 from workers.handlers.recording import Recorder
 from workers.handlers.turns import Turns
@@ -38,6 +39,7 @@ class _Chunk(NamedTuple):
     pages: Pages
     recorder: Recorder
     meter: ChunkMeter
+    outlook: Outlook
 
     def should_stop(self) -> bool:
         """Note progress and tell whether to stop, also when there is no use in going on."""
@@ -51,30 +53,41 @@ class SummarizeHandler:
     nothing between two calls.
     """
 
-    def __init__(self, database: Database, residence: Residence, settings: WorkerSettings, *, device_name: str = "CPU") -> None:
-        self.database = Turns(database)
+    def __init__(
+        self,
+        database: Database,
+        residence: Residence,
+        settings: WorkerSettings,
+        *,
+        device_name: str = "CPU",
+        claim_ahead: Callable[[Claim], Claim | None] | None = None,
+    ) -> None:
+        self.database = Turns.of(database)
         self.residence = residence
         self.settings = settings
+        self.claim_ahead = claim_ahead
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         # A test may exchange the residence.
         self.meter = Meter(device_name, lambda engine: self.residence.load_s(engine))
         self._parts: dict[int, ModelParts] = {}
         self._templates: dict[tuple[int, str], PromptTemplate] = {}
+        # The chunk that was claimed ahead, and its pages of which the reader takes the first look.
+        self._next: tuple[Claim, Pages] | None = None
 
     def run(self, claim: Claim, lease: Lease) -> Done:
         """Give every item of the chunk its end; return how many got one, and what notes its speed. See `Handler`."""
         spec = SummarizeSpec.model_validate(claim.spec)
         meter = ChunkMeter(self.meter, Work.of(claim.model_digest, spec.precision, spec.generation))
-        find_template = partial(self._find_template, claim, spec)
         ended = 0
         with (
-            Pages(self.database, claim, spec, find_template=find_template, reader=self._reader) as pages,
+            self._open_pages(claim, spec) as pages,
             Recorder(self.database, claim, lease, writer=self._writer) as recorder,
+            Outlook(self._asking_ahead(claim, spec, lease), reader=self._reader) as outlook,
         ):
             while page := pages.look():
                 lease.check()
-                pending = self._work_off(_Chunk(claim, lease, spec, pages, recorder, meter), page)
+                pending = self._work_off(_Chunk(claim, lease, spec, pages, recorder, meter, outlook), page)
                 recorded = recorder.finish()
                 lease.check()
                 if recorded == 0:
@@ -133,9 +146,39 @@ class SummarizeHandler:
             engine.complete(feed.enter(page, engine), chunk.spec.generation, chunk.should_stop, more),
             version_digest=parts.adapter_digest or parts.base_digest,
         )
-        for outcomes in gathered(feed.through(batches), for_s=self.settings.commit_s):
+        passed = chunk.outlook.watched(feed.through(batches), feed.count_left, engine)
+        for outcomes in gathered(passed, for_s=self.settings.commit_s):
             _record(chunk, feed, outcomes, engine)
         _record_found(chunk, feed)
+
+    def _open_pages(self, claim: Claim, spec: SummarizeSpec) -> Pages:
+        """Return the chunk's pages: those that were begun before its turn came, if it was claimed ahead."""
+        begun, self._next = self._next, None
+        if begun is not None:
+            if begun[0] is claim:
+                return begun[1]
+            begun[1].close()
+        return Pages(self.database, claim, spec, find_template=partial(self._find_template, claim, spec), reader=self._reader)
+
+    def _asking_ahead(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Callable[[Engine], None] | None:
+        """Return what claims the chunk after this one and begins to look at it, in the reader's thread."""
+        claim_ahead = self.claim_ahead
+        if claim_ahead is None:
+            return None
+
+        def ask(engine: Engine) -> None:
+            found = None if lease.reason() is not None else claim_ahead(claim)
+            if found is not None:
+                asked = SummarizeSpec.model_validate(found.spec)
+                pages = self._open_pages(found, asked)
+                self._next = found, pages
+                pages.look_ahead(engine if self._runs_on(found, asked) == self._runs_on(claim, spec) else None)
+
+        return ask
+
+    def _runs_on(self, claim: Claim, spec: SummarizeSpec) -> tuple[object, ...]:
+        """Return what decides which engine runs the chunk."""
+        return self._find_parts(claim), spec.precision, spec.generation.is_greedy, spec.generation.do_sample
 
     def _find_parts(self, claim: Claim) -> ModelParts:
         """Return the files that the job's model consists of; a version never changes, so it is looked up once."""

@@ -22,6 +22,11 @@ class Turns(Database):
         super().__init__(database.engine)
         self._turn = threading.Lock()
 
+    @classmethod
+    def of(cls, database: Database) -> Turns:
+        """Return this database if its users take turns already, else one of whose users they do."""
+        return database if isinstance(database, cls) else cls(database)
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Wait for the turn; see `Database.read`."""

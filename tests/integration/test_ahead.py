@@ -1,0 +1,586 @@
+"""Chunks claimed ahead: what is reserved, what becomes of it, and that its loss costs nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from gistmill import control
+from gistmill.db import ahead, crashes
+from gistmill.db import chunks as chunk_rows
+from gistmill.db.check import check
+from gistmill.db.chunks import Budgets
+from gistmill.db.claim import Claim, Claimant
+from gistmill.db.clock import db_now
+from gistmill.db.session import Database
+from gistmill.db.tables import chunks, jobs, tenants, workers
+from gistmill.errors import ChunkFailed, LeaseLost, StoreUnavailable
+from gistmill.queue import Bells
+from tests.support.bench import FAST, Bench, work_until_completed
+from tests.support.finetune import add_model
+from tests.support.hands import commit, end, pending, work
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
+from tests.support.servers import wait_until
+from workers.engine.base import Outcome
+from workers.engine.fake import FakeEngine
+from workers.handlers import outlook, pages
+from workers.heartbeat import Watch
+
+TEXTS = [f"dialogue number {number}" for number in range(8)]
+BUDGETS = Budgets(retry_base_s=0.0)
+LIVE_S = 30.0
+
+
+def reserve(database: Database, claimant: Claimant, running: Claim, *, lease_s: float = 30.0) -> Claim | None:
+    ask = partial(ahead.claim_ahead, claimant=claimant, running=running, lease_s=lease_s, live_within_s=LIVE_S)
+    return database.transact(ask)
+
+
+def begin(database: Database, claim: Claim) -> bool:
+    return database.transact(partial(ahead.begin, claim=claim, lease_s=30.0))
+
+
+def chunk_of(database: Database, claim: Claim) -> Any:
+    with database.read() as connection:
+        return connection.execute(select(chunks).where(chunks.c.key == claim.chunk_key)).one()
+
+
+def costs(database: Database, claim: Claim) -> tuple[str, int, int, int]:
+    chunk = chunk_of(database, claim)
+    return chunk.state, chunk.epoch, chunk.failures, chunk.crashes
+
+
+@pytest.fixture
+def claimant(database: Database) -> Claimant:
+    return make_worker(database, "ada")
+
+
+@pytest.fixture
+def job(database: Database) -> int:
+    return make_job(database, TEXTS, per_chunk=2)
+
+
+@pytest.fixture
+def running(database: Database, claimant: Claimant, job: int) -> Claim:
+    found = take(database, claimant)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def reserved(database: Database, claimant: Claimant, running: Claim) -> Claim:
+    found = reserve(database, claimant, running)
+    assert found is not None
+    return found
+
+
+def test_chunk_claimed_ahead_has_owner_lease_and_epoch_but_does_not_run(
+    database: Database, job: int, running: Claim, reserved: Claim
+) -> None:
+    first, second, *others = chunk_rows_of(database, job)
+    assert (first["state"], second["state"], {chunk["state"] for chunk in others}) == ("running", "reserved", {"queued"})
+    assert (second["owner"], second["epoch"], reserved.epoch, reserved.first_rank) == ("ada", 1, 1, 2)
+    assert second["lease_until"] > first["started_at"] + 29
+    with database.read() as connection:
+        assert connection.scalar(select(workers.c.chunk_key)) == running.chunk_key
+    assert check(database) == []
+
+
+def test_reserved_chunk_runs_when_its_turn_comes(database: Database, job: int, running: Claim, reserved: Claim) -> None:
+    end(database, running)
+    database.transact(lambda connection: connection.execute(update(chunks).values(lease_until=db_now() + 1)))
+    assert begin(database, reserved)
+    chunk = chunk_of(database, reserved)
+    assert (chunk.state, chunk.owner, chunk.epoch) == ("running", "ada", reserved.epoch)
+    assert 29 < chunk.lease_until - chunk.started_at < 31
+    with database.read() as connection:
+        worker = connection.execute(select(workers)).one()
+    assert (worker.state, worker.chunk_key) == ("busy", reserved.chunk_key)
+    end(database, reserved)
+    work(database)
+    assert (job_row(database, job)["state"], job_row(database, job)["succeeded"]) == ("completed", 8)
+    assert {chunk["epoch"] for chunk in chunk_rows_of(database, job)} == {1}
+
+
+def test_nothing_is_written_under_a_chunk_that_is_only_reserved(database: Database, reserved: Claim) -> None:
+    units = pending(database, reserved)
+    for write in (
+        lambda: commit(database, reserved, units),
+        lambda: database.transact(partial(chunk_rows.finish, claim=reserved)),
+        lambda: database.transact(partial(chunk_rows.release, claim=reserved)),
+        lambda: database.transact(partial(chunk_rows.close, claim=reserved)),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert costs(database, reserved) == ("reserved", 1, 0, 0)
+
+
+def test_another_worker_takes_no_reserved_chunk(database: Database, reserved: Claim) -> None:
+    bob = make_worker(database, "bob")
+    taken = [found.chunk_key for found in (take(database, bob) for _ in range(4)) if found]
+    assert len(taken) == 2
+    assert reserved.chunk_key not in taken
+
+
+@pytest.mark.parametrize(("live", "is_reserved"), [(1, True), (2, True), (3, False), (4, False)])
+def test_nothing_is_claimed_ahead_unless_more_chunks_wait_than_workers_live(
+    database: Database, claimant: Claimant, running: Claim, live: int, *, is_reserved: bool
+) -> None:
+    for number in range(live - 1):
+        make_worker(database, f"worker {number}")
+    make_worker(database, "dead")
+    make_worker(database, "scorer", kinds=("evaluate",))
+    gone = update(workers).where(workers.c.id == "dead").values(seen_at=db_now() - 60)
+    database.transact(lambda connection: connection.execute(gone))
+    assert (reserve(database, claimant, running) is not None) == is_reserved
+
+
+def test_chunks_that_rest_are_paused_or_do_not_fit_do_not_wait(
+    database: Database, claimant: Claimant, job: int, running: Claim
+) -> None:
+    make_job(database, TEXTS, per_chunk=1, paused=True)
+    make_job(database, TEXTS, per_chunk=1, min_device_bytes=10**13)
+    rests = update(chunks).where(chunks.c.job_key == job, chunks.c.ordinal > 1).values(run_at=db_now() + 60)
+    database.transact(lambda connection: connection.execute(rests))
+    assert reserve(database, claimant, running) is None
+
+
+@pytest.mark.parametrize("crashed", ["running", "next"])
+def test_chunk_that_has_crashed_runs_alone(
+    database: Database, claimant: Claimant, job: int, running: Claim, crashed: str
+) -> None:
+    if crashed == "running":
+        running = replace(running, crashes=1)
+    else:
+        once = update(chunks).where(chunks.c.job_key == job, chunks.c.ordinal == 1).values(crashes=1)
+        database.transact(lambda connection: connection.execute(once))
+    assert reserve(database, claimant, running) is None
+    assert [chunk["epoch"] for chunk in chunk_rows_of(database, job)] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("unlike", [{"model_digest": "b" * 64}, {"spec": {"precision": "int8"}}], ids=["model", "precision"])
+def test_only_a_chunk_for_the_same_model_and_precision_is_claimed_ahead(
+    database: Database, claimant: Claimant, running: Claim, unlike: dict[str, Any]
+) -> None:
+    make_job(database, TEXTS, per_chunk=2, priority=9, **unlike)
+    assert reserve(database, claimant, running) is None
+
+
+def test_chunk_of_another_job_on_the_same_model_is_claimed_ahead_when_it_comes_first(
+    database: Database, claimant: Claimant, running: Claim
+) -> None:
+    urgent = make_job(database, TEXTS, per_chunk=4, priority=9)
+    found = reserve(database, claimant, running)
+    assert found is not None
+    assert found.job_key == urgent
+
+
+@pytest.mark.parametrize(("base", "is_alike"), [("1" * 64, True), ("4" * 64, False)], ids=["same", "other"])
+def test_adapters_are_alike_when_their_base_is_the_same(database: Database, base: str, *, is_alike: bool) -> None:
+    one, other = (
+        add_model(database, name, digest=digest * 64, kind="adapter", base_digest=of)
+        for name, digest, of in (("one", "2", "1" * 64), ("other", "3", base))
+    )
+    claimant = make_worker(database, "bob")
+    make_job(database, TEXTS, model_key=one.key, model_digest="5" * 64)
+    make_job(database, TEXTS, per_chunk=2, model_key=other.key, model_digest="6" * 64)
+    running = take(database, claimant)
+    assert running is not None
+    assert (reserve(database, claimant, running) is not None) == is_alike
+
+
+def test_chunk_of_a_tenant_that_has_less_goes_first_and_not_the_own_job(
+    database: Database, claimant: Claimant, running: Claim
+) -> None:
+    add = insert(tenants).values(name="other").returning(tenants.c.key)
+    other = database.transact(lambda connection: connection.execute(add).scalar_one())
+    theirs = make_job(database, TEXTS[:1], tenant_key=other)
+    found = reserve(database, claimant, running)
+    assert found is not None
+    assert found.job_key == theirs
+
+
+def test_lease_of_a_reserved_chunk_is_renewed_like_that_of_a_running_one(database: Database, reserved: Claim) -> None:
+    renewed = partial(chunk_rows.renew, claim=reserved, lease_s=1000.0)
+    before = chunk_of(database, reserved).lease_until
+    assert database.transact(renewed)
+    assert chunk_of(database, reserved).lease_until > before + 900
+    database.transact(partial(ahead.give_back, claim=reserved))
+    assert not database.transact(renewed)
+
+
+def test_reserved_chunk_is_given_back_at_no_cost(database: Database, claimant: Claimant, reserved: Claim) -> None:
+    database.transact(partial(ahead.give_back, claim=reserved))
+    assert costs(database, reserved) == ("queued", 1, 0, 0)
+    again = take(database, claimant)
+    assert again is not None
+    assert (again.chunk_key, again.epoch) == (reserved.chunk_key, 2)
+    database.transact(partial(ahead.give_back, claim=reserved))
+    assert not begin(database, reserved)
+    assert costs(database, reserved) == ("running", 2, 0, 0)
+
+
+def test_reservation_that_another_worker_has_made_since_is_not_begun(
+    database: Database, running: Claim, reserved: Claim
+) -> None:
+    database.transact(partial(ahead.give_back, claim=reserved))
+    found = reserve(database, replace(make_worker(database, "bob")), replace(running, worker="bob"))
+    assert found is not None
+    assert (found.chunk_key, found.epoch) == (reserved.chunk_key, 2)
+    assert not begin(database, reserved)
+    database.transact(partial(ahead.give_back, claim=reserved))
+    assert costs(database, found) == ("reserved", 2, 0, 0)
+
+
+def test_reserved_chunk_counts_for_the_share_of_its_tenant(database: Database, reserved: Claim) -> None:
+    add = insert(tenants).values(name="other").returning(tenants.c.key)
+    other = database.transact(lambda connection: connection.execute(add).scalar_one())
+    theirs = make_job(database, TEXTS, per_chunk=1, tenant_key=other)
+    bob = make_worker(database, "bob")
+    # Two of the other tenant's are held by ada, of whom the second does not run.
+    order = [found.job_key for found in (take(database, bob) for _ in range(2)) if found]
+    assert order == [theirs, theirs]
+
+
+@pytest.mark.parametrize("loss", ["lease", "death", "doubt"])
+def test_loss_of_a_reserved_chunk_costs_nothing_and_the_running_one_pays(
+    database: Database, job: int, running: Claim, reserved: Claim, loss: str
+) -> None:
+    if loss == "lease":
+        expire_leases(database)
+        assert database.transact(partial(crashes.reap, budgets=BUDGETS)) == 2
+    elif loss == "death":
+        assert database.transact(partial(crashes.bury, worker="ada", budgets=BUDGETS)) == 2
+    else:
+        assert database.transact(partial(chunk_rows.release_owned, worker="ada")) == 2
+    assert costs(database, reserved) == ("queued", 1, 0, 0)
+    # The running one was split, which is what a crash does; the reserved one never ran.
+    assert len(chunk_rows_of(database, job)) == (4 if loss == "doubt" else 5)
+    assert not begin(database, reserved)
+    work(database)
+    assert job_row(database, job)["succeeded"] == 8
+    assert check(database) == []
+
+
+def test_death_with_a_reserved_chunk_of_one_dialogue_is_no_crash_of_it(database: Database, claimant: Claimant) -> None:
+    job = make_job(database, TEXTS, per_chunk=1)
+    running = take(database, claimant)
+    assert running is not None
+    found = reserve(database, claimant, running)
+    assert found is not None
+    database.transact(partial(crashes.bury, worker="ada", budgets=BUDGETS))
+    assert [chunk["crashes"] for chunk in chunk_rows_of(database, job)] == [1, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_cancel_closes_a_reserved_chunk_at_once(database: Database, job: int, running: Claim, reserved: Claim) -> None:
+    control.cancel(database, first_tenant(database), job_row(database, job)["id"])
+    chunk = chunk_of(database, reserved)
+    assert (chunk.state, chunk.outcome, chunk.owner, chunk.lease_until) == ("done", "cancelled", None, None)
+    assert not begin(database, reserved)
+    assert job_row(database, job)["chunks_left"] == 1
+    database.transact(partial(chunk_rows.close, claim=running))
+    row = job_row(database, job)
+    assert (row["state"], row["not_run"]) == ("cancelled", 8)
+    assert check(database) == []
+
+
+def test_reserved_chunk_of_a_job_that_was_paused_is_given_back_when_its_turn_comes(
+    database: Database, job: int, running: Claim, reserved: Claim
+) -> None:
+    control.pause(database, first_tenant(database), job_row(database, job)["id"])
+    assert not begin(database, reserved)
+    assert costs(database, reserved) == ("queued", 1, 0, 0)
+
+
+def test_reserved_chunk_of_a_job_that_has_failed_is_closed_when_its_turn_comes(
+    database: Database, job: int, running: Claim, reserved: Claim
+) -> None:
+    database.transact(partial(chunk_rows.fail_job, claim=running, error=ChunkFailed("x")))
+    assert not begin(database, reserved)
+    assert chunk_of(database, reserved).state == "done"
+    database.transact(partial(chunk_rows.close_ended, job_key=job))
+    assert job_row(database, job)["chunks_left"] == 0
+    assert check(database) == []
+
+
+def test_chunk_that_was_closed_and_taken_up_again_is_not_begun_under_its_old_epoch(
+    database: Database, job: int, running: Claim, reserved: Claim
+) -> None:
+    job_id = job_row(database, job)["id"]
+    control.cancel(database, first_tenant(database), job_id)
+    database.transact(partial(chunk_rows.close, claim=running))
+    control.retry(database, first_tenant(database), job_id)
+    assert not begin(database, reserved)
+    work(database)
+    assert job_row(database, job)["succeeded"] == 8
+    assert {chunk["epoch"] for chunk in chunk_rows_of(database, job)} == {1, 2}
+
+
+def test_job_that_changed_between_the_look_and_the_claim_ahead_is_left_alone(
+    database: Database, claimant: Claimant, job: int, running: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ahead.candidates
+
+    def look_and_change(connection: Any, asking: Claimant) -> Any:
+        found = real(connection, asking)
+        connection.execute(update(jobs).values(paused=True))
+        return found
+
+    monkeypatch.setattr(ahead, "candidates", look_and_change)
+    assert reserve(database, claimant, running) is None
+    assert chunk_rows_of(database, job)[1]["epoch"] == 0
+
+
+# What a worker makes of it.
+
+
+@pytest.fixture
+def looking(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A worker that claims ahead, with small pages."""
+    monkeypatch.setattr(pages, "PAGE_ROWS", 4)
+    monkeypatch.setattr(FakeEngine, "page_rows", 4)
+    bench.handler.claim_ahead = bench.runner.ahead.claim
+    set_lease(bench, 15.0)
+    return bench
+
+
+def set_lease(bench: Bench, lease_s: float) -> None:
+    settings = FAST.model_copy(update={"lease_s": lease_s})
+    bench.runner.settings = bench.runner.ahead.settings = bench.heartbeat.settings = settings
+
+
+MANY = [f"dialogue number {number:02}" for number in range(16)]
+
+
+def test_first_page_of_the_next_chunk_is_read_before_the_running_one_ends(looking: Bench) -> None:
+    read: list[str] = []
+    read_before_batch: list[int] = []
+
+    class Noting(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            read.extend((threading.current_thread().name[:6],) * len(texts))
+            return super()._encode(texts, limit)
+
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            # The second batch is the last of its chunk.
+            wanted = {1: 8, 3: 12}.get(len(read_before_batch), 0)
+            wait_until(lambda: len(read) >= wanted, what="the first page of the next chunk")
+            read_before_batch.append(len(read))
+            return super()._forward(*args)
+
+    looking.engine = lambda: Noting(max_rows=2)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    looking.runner.work()
+    # Three wait besides the first chunk, two besides the second; besides the third only one, and that is not more than workers.
+    assert read_before_batch == [4, 8, 8, 12, 12, 12, 16, 16]
+    assert read[4:] == ["reader"] * 8 + ["MainTh"] * 4
+    assert job_row(looking.database, job)["succeeded"] == 16
+    assert [chunk["epoch"] for chunk in chunk_rows_of(looking.database, job)] == [1, 1, 1, 1]
+
+
+def work_in_a_thread(bench: Bench) -> threading.Thread:
+    thread = threading.Thread(target=bench.runner.work)
+    thread.start()
+    return thread
+
+
+def held(database: Database, job: int) -> list[tuple[str, int]]:
+    return [(chunk["state"], chunk["epoch"]) for chunk in chunk_rows_of(database, job)]
+
+
+def wait_for_reservation(bench: Bench, job: int) -> None:
+    wait_until(lambda: ("reserved", 1) in held(bench.database, job), what="a reserved chunk")
+
+
+def test_drain_gives_the_reserved_chunk_back_with_the_running_one(looking: Bench) -> None:
+    looking.engine = lambda: FakeEngine(seconds_per_row=0.2, max_rows=1)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    worker = work_in_a_thread(looking)
+    wait_for_reservation(looking, job)
+    looking.drain.set()
+    worker.join(5)
+    assert held(looking.database, job) == [("queued", 1), ("queued", 1), ("queued", 0), ("queued", 0)]
+    assert {(chunk["failures"], chunk["crashes"]) for chunk in chunk_rows_of(looking.database, job)} == {(0, 0)}
+
+
+def test_pause_gives_the_reserved_chunk_back_and_a_cancel_closes_it(looking: Bench) -> None:
+    looking.engine = lambda: FakeEngine(seconds_per_row=0.2, max_rows=1)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    job_id = job_row(looking.database, job)["id"]
+    worker = work_in_a_thread(looking)
+    wait_for_reservation(looking, job)
+    control.pause(looking.database, first_tenant(looking.database), job_id)
+    worker.join(5)
+    assert [state for state, _ in held(looking.database, job)] == ["queued"] * 4
+    control.resume(looking.database, first_tenant(looking.database), job_id)
+    worker = work_in_a_thread(looking)
+    wait_until(lambda: "reserved" in [state for state, _ in held(looking.database, job)], what="a reserved chunk")
+    control.cancel(looking.database, first_tenant(looking.database), job_id)
+    worker.join(5)
+    row = job_row(looking.database, job)
+    assert (row["state"], row["succeeded"] + row["not_run"]) == ("cancelled", 16)
+    assert check(looking.database) == []
+
+
+def test_reserved_chunk_outlives_its_lease_while_the_running_one_is_worked_on(looking: Bench) -> None:
+    class Slow(FakeEngine):
+        """Its first chunk ends with a row that takes longer than the lease."""
+
+        def _forward(self, rows: Any, parameters: Any, should_stop: Callable[[], bool]) -> list[Outcome] | None:
+            if ("reserved", 1) in held(looking.database, job) and not slept:
+                slept.append(True)
+                until = time.monotonic() + 1.5 * looking.runner.settings.lease_s
+                wait_until(lambda: should_stop() or time.monotonic() > until, what="the end of the first lease")
+            return super()._forward(rows, parameters, should_stop)
+
+    slept: list[bool] = []
+    set_lease(looking, 3.0)
+    looking.engine = lambda: Slow(max_rows=1, seconds_per_row=0.05)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    looking.runner.work()
+    assert slept
+    assert {epoch for _, epoch in held(looking.database, job)} == {1}
+
+
+def test_lost_reservation_is_found_when_its_turn_comes_and_its_pages_are_dropped(
+    looking: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = looking.runner.ahead.take_up
+    stolen: list[int] = []
+
+    def take_up() -> Claim | None:
+        claim = looking.runner.ahead._reserved
+        if claim is not None and not stolen:
+            stolen.append(claim.chunk_key)
+            looking.database.transact(partial(ahead.give_back, claim=claim))
+            other = take(looking.database, make_worker(looking.database, "other", kinds=("summarize",)))
+            assert other is not None
+            end(looking.database, other)
+        return real()
+
+    monkeypatch.setattr(looking.runner.ahead, "take_up", take_up)
+    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    looking.runner.work()
+    assert stolen == [chunk_rows_of(looking.database, job)[1]["key"]]
+    assert held(looking.database, job)[:2] == [("done", 1), ("done", 2)]
+    assert {chunk["failures"] for chunk in chunk_rows_of(looking.database, job)} == {0}
+    row = job_row(looking.database, job)
+    assert (row["state"], row["succeeded"]) == ("completed", 16)
+    assert check(looking.database) == []
+
+
+@pytest.mark.parametrize("lost", ["claim_ahead", "begin"])
+def test_lost_answer_to_a_reservation_or_its_begin_is_settled_before_the_next_claim(
+    looking: Bench, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    real = looking.database.transact
+    unanswered: list[object] = []
+
+    def lossy(work: Callable[..., object]) -> object:
+        answer = real(work)
+        if answer and getattr(work, "func", None) is getattr(ahead, lost) and not unanswered:
+            unanswered.append(answer)
+            raise StoreUnavailable("the answer to COMMIT was lost")
+        return answer
+
+    monkeypatch.setattr(looking.database, "transact", lossy)
+    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    looking.runner.work()
+    assert unanswered
+    rows = chunk_rows_of(looking.database, job)
+    assert [(chunk["epoch"], chunk["failures"], chunk["crashes"]) for chunk in rows[:2]] == [(1, 0, 0), (2, 0, 0)]
+    assert job_row(looking.database, job)["generated"] == 16
+    assert check(looking.database) == []
+
+
+def test_worker_that_loses_its_running_chunk_gives_the_reserved_one_back(looking: Bench) -> None:
+    class LosesOnce(FakeEngine):
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            if ("reserved", 1) in held(looking.database, job) and not lost:
+                lost.append(True)
+                assert looking.heartbeat._watch is not None
+                looking.heartbeat._watch.stop(LeaseLost())
+            return super()._forward(*args)
+
+    lost: list[bool] = []
+    looking.engine = lambda: LosesOnce(max_rows=1, seconds_per_row=0.05)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    looking.runner.work()
+    assert lost
+    rows = chunk_rows_of(looking.database, job)
+    assert [(chunk["epoch"], chunk["crashes"]) for chunk in rows[:2]] == [(2, 0), (2, 0)]
+    assert job_row(looking.database, job)["succeeded"] == 16
+
+
+def test_chunk_that_fails_leaves_the_reserved_one_to_its_turn(looking: Bench) -> None:
+    class FailsOnce(FakeEngine):
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            if ("reserved", 1) in held(looking.database, job) and not failed:
+                failed.append(True)
+                raise KeyError("a bug")
+            return super()._forward(*args)
+
+    failed: list[bool] = []
+    looking.engine = lambda: FailsOnce(max_rows=1, seconds_per_row=0.05)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    work_until_completed(looking, job)
+    rows = chunk_rows_of(looking.database, job)
+    assert [(chunk["epoch"], chunk["failures"]) for chunk in rows[:2]] == [(2, 1), (1, 0)]
+    assert job_row(looking.database, job)["succeeded"] == 16
+
+
+@pytest.mark.parametrize(("seconds_per_row", "is_asked"), [(0.02, True), (0.4, False)])
+def test_next_chunk_is_asked_for_only_when_little_work_is_left(
+    looking: Bench, monkeypatch: pytest.MonkeyPatch, seconds_per_row: float, *, is_asked: bool
+) -> None:
+    monkeypatch.setattr(outlook, "AHEAD_S", 0.3)
+    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=seconds_per_row)
+    job = make_job(looking.database, MANY, per_chunk=4)
+    claim = take(looking.database, looking.runner.claimant)
+    assert claim is not None
+    looking.handler.run(claim, Watch(claim, write_until=float("inf"), drain=threading.Event()))
+    # Even of the slow one's last row more is left than that.
+    assert (("reserved", 1) in held(looking.database, job)) == is_asked
+
+
+def test_bell_is_passed_on_when_a_chunk_is_claimed_ahead(looking: Bench, redis_url: str) -> None:
+    # Nobody else may ring.
+    looking.heartbeat.stop()
+    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    job = make_job(looking.database, MANY, per_chunk=2)
+    claim = take(looking.database, looking.runner.claimant)
+    assert claim is not None
+    make_worker(looking.database, "idle")
+    bells = Bells(redis_url, "test:")
+    assert bells.waiting("summarize") == 0
+    looking.handler.run(claim, Watch(claim, write_until=float("inf"), drain=threading.Event()))
+    assert ("reserved", 1) in held(looking.database, job)
+    assert bells.waiting("summarize") == 1
+    bells.close()
+
+
+def test_pages_of_the_running_chunk_are_read_before_the_next_chunk_is_asked_for(looking: Bench) -> None:
+    asked: list[bool] = []
+
+    class Noting(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            asked.append(("reserved", 1) in held(looking.database, job))
+            return super()._encode(texts, limit)
+
+    looking.engine = lambda: Noting(max_rows=1, seconds_per_row=0.02)
+    job = make_job(looking.database, [f"dialogue number {number:02}" for number in range(48)], per_chunk=12)
+    claim = take(looking.database, looking.runner.claimant)
+    assert claim is not None
+    looking.handler.run(claim, Watch(claim, write_until=float("inf"), drain=threading.Event()))
+    wait_until(lambda: len(asked) == 4, what="the first page of the next chunk")
+    # Three pages of its own, and behind them the first one of the next chunk.
+    assert asked == [False, False, False, True]

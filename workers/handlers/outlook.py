@@ -1,0 +1,62 @@
+"""How much work is left in a chunk, and the one question for the next chunk when it is little."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, wait
+from types import TracebackType
+
+import structlog
+
+from workers.engine.base import Engine, Outcome
+
+log = structlog.get_logger(__name__)
+
+# Whoever claims ahead keeps the chunk from others for so long. Claiming it and reading its first page take far less.
+AHEAD_S = 5.0
+
+
+class Outlook:
+    """Lets the reader ask for the next chunk, once, when this one has less than `AHEAD_S` of work left.
+
+    The time left is that of the rows left at the speed of the rows so far. On leaving its block the reader asks no more.
+    """
+
+    def __init__(self, ask: Callable[[Engine], None] | None, *, reader: Executor) -> None:
+        self._ask = ask
+        self._reader = reader
+        self._began_at: float | None = None
+        self._done = 0
+        self._asked: Future[None] | None = None
+
+    def __enter__(self) -> Outlook:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._asked is None or self._asked.cancel():
+            return
+        wait([self._asked])
+        failure = self._asked.exception()
+        if failure is not None:
+            log.error("not_asked_ahead", exc_info=failure)
+
+    def watched(
+        self, batches: Iterable[list[Outcome]], count_left: Callable[[], int | None], engine: Engine
+    ) -> Iterator[list[Outcome]]:
+        """Pass micro-batches on, and look after each how much is left. The engine is handed to who asks.
+
+        `count_left` returns how many rows are still to be made, or None while the reader has pages of this chunk to read: those
+        come first.
+        """
+        self._began_at = self._began_at or time.monotonic()
+        for outcomes in batches:
+            self._done += len(outcomes)
+            if self._ask is not None and self._asked is None and self._is_little(count_left()):
+                self._asked = self._reader.submit(self._ask, engine)
+            yield outcomes
+
+    def _is_little(self, left: int | None) -> bool:
+        if not left or not self._done or self._began_at is None:
+            return False
+        return left * (time.monotonic() - self._began_at) / self._done < AHEAD_S
