@@ -57,6 +57,12 @@ def costs(database: Database, claim: Claim) -> tuple[str, int, int, int]:
     return chunk.state, chunk.epoch, chunk.failures, chunk.crashes
 
 
+@pytest.fixture(autouse=True)
+def asking_at_any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let chunks of very little work be worth it, as they are in these tests."""
+    monkeypatch.setattr(outlook, "LEAST_S", 0.0)
+
+
 @pytest.fixture
 def claimant(database: Database) -> Claimant:
     return make_worker(database, "ada")
@@ -538,17 +544,18 @@ def test_chunk_that_fails_leaves_the_reserved_one_to_its_turn(looking: Bench) ->
     assert job_row(looking.database, job)["succeeded"] == 16
 
 
-@pytest.mark.parametrize(("seconds_per_row", "is_asked"), [(0.02, True), (0.4, False)])
+@pytest.mark.parametrize(("seconds_per_row", "is_asked"), [(0.1, True), (0.4, False), (0.001, False)])
 def test_next_chunk_is_asked_for_only_when_little_work_is_left(
     looking: Bench, monkeypatch: pytest.MonkeyPatch, seconds_per_row: float, *, is_asked: bool
 ) -> None:
     monkeypatch.setattr(outlook, "AHEAD_S", 0.3)
+    monkeypatch.setattr(outlook, "LEAST_S", 0.25)
     looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=seconds_per_row)
     job = make_job(looking.database, MANY, per_chunk=4)
     claim = take(looking.database, looking.runner.claimant)
     assert claim is not None
     looking.handler.run(claim, Watch(claim, write_until=float("inf"), drain=threading.Event()))
-    # Even of the slow one's last row more is left than that.
+    # Of the slow one even the last row is more than that; the fast one is through before it could ask.
     assert (("reserved", 1) in held(looking.database, job)) == is_asked
 
 

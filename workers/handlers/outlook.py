@@ -15,12 +15,16 @@ log = structlog.get_logger(__name__)
 
 # Whoever claims ahead keeps the chunk from others for so long. Claiming it and reading its first page take far less.
 AHEAD_S = 5.0
+# A chunk of less work than this is over before the claim is: with an engine that takes no time, asking ahead for each chunk
+# made a job of small ones last three times as long.
+LEAST_S = 0.1
 
 
 class Outlook:
     """Lets the reader ask for the next chunk, once, when this one has less than `AHEAD_S` of work left.
 
-    The time left is that of the rows left at the speed of the rows so far. On leaving its block the reader asks no more.
+    The time left is that of the rows left at the speed of the rows so far. In a chunk of little work nobody is asked. On
+    leaving its block the reader asks no more.
     """
 
     def __init__(self, ask: Callable[[Engine], None] | None, *, reader: Executor) -> None:
@@ -59,4 +63,6 @@ class Outlook:
     def _is_little(self, left: int | None) -> bool:
         if not left or not self._done or self._began_at is None:
             return False
-        return left * (time.monotonic() - self._began_at) / self._done < AHEAD_S
+        seconds = time.monotonic() - self._began_at
+        is_worth_it = (left + self._done) * seconds / self._done >= LEAST_S
+        return is_worth_it and left * seconds / self._done < AHEAD_S
