@@ -9,6 +9,7 @@ from statistics import mean
 import pytest
 import torch
 
+from benchmarks.streams import measure_ways
 from gistmill.errors import DeviceOutOfMemory
 from gistmill.specs import GenerationParameters
 from tests.integration.test_engine_conformance import GREEDY, SAMPLED, Pages, complete, feed, never, prompts_of, read
@@ -236,3 +237,12 @@ def test_more_rows_in_a_page_than_slots_and_pages_of_nothing(flan: Path) -> None
 
     assert outcomes == complete(RecordingEngine(flan), prompts_of(TEXTS))
     assert max(view.slots for view in engine.views) < 20
+
+
+def test_benchmark_runs_both_ways_on_a_cpu_and_counts_fewer_steps_of_the_stream(flan: Path) -> None:
+    found = measure_ways(Recording(flan), TEXTS[:32], GREEDY, rounds=1, sizes=[8])
+
+    assert found["8"]["pages"] == 4
+    stream, alone = found["8"]["stream"], found["8"]["page_by_page"]
+    assert stream["steps"] < alone["steps"]
+    assert alone["rows_in_flight"] < stream["rows_in_flight"] <= stream["most_in_flight"]
