@@ -127,6 +127,16 @@ def test_row_longer_than_all_before_waits_for_an_arena_that_is_wide_enough(flan:
     assert max(sources[:10]) <= 64 < 500 <= max(sources)
 
 
+def test_few_short_rows_join_a_long_one_instead_of_waiting_for_its_end(flan: Path) -> None:
+    engine = Recording(flan, budget_tokens=5_000)
+    pages = [[Prompt(0, "the cat " * 250)], [Prompt(key, TEXTS[key]) for key in range(1, 4)]]
+
+    outcomes = flat(feed(engine, pages))
+
+    assert outcomes == complete(RecordingEngine(flan), [prompt for page in pages for prompt in page])
+    assert max(view.slots for view in engine.views if view.source > 500) == 4
+
+
 @pytest.mark.parametrize("limit", [1, 64])
 def test_limits_of_one_and_of_many_tokens_hold_in_a_stream(flan: Path, limit: int) -> None:
     parameters = GenerationParameters(max_new_tokens=limit)
