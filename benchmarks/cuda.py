@@ -1,7 +1,8 @@
 """`make bench-gpu`: the engine graph on a CUDA device beside transformers, on the same dialogues in the same run.
 
 FLAN-T5-base's shape with random weights, bfloat16, dialogues as long as DialogSum's, 40 tokens out, warm. Tokenization is in
-every figure: of ours it runs a page ahead on another thread, as in a worker.
+every figure: of ours it runs a page ahead on another thread, and the engine gets pages as one stream, as in a worker. The part
+`pages` sets that beside one page after the other, as it was before.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,9 +26,10 @@ from benchmarks.generation.system import Form, Stack
 from benchmarks.generation.work import PROMPT, make_dialogues
 from benchmarks.orchestration.machine import describe_run
 from benchmarks.orchestration.processes import REPOSITORY
+from benchmarks.streams import as_stream, cut, measure_ways, never, read
 from gistmill import prompts
 from gistmill.specs import GenerationParameters
-from workers.engine.base import PAGE_ROWS, Completion, Engine, Prompt, Row
+from workers.engine.base import Completion, Prompt, Row
 from workers.engine.graph.arena import Arena, View
 from workers.engine.graph.encoder import encode, pad_sources
 from workers.engine.graph.engine import GraphEngine
@@ -37,7 +37,7 @@ from workers.engine.graph.engine import load as load_graph
 from workers.engine.graph.step import choose_best
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "cuda.json"
-PARTS = ("engine", "steps", "system", "transformers")
+PARTS = ("engine", "pages", "steps", "system", "transformers")
 TOKENS_OUT = 40
 PARAMETERS = GenerationParameters(max_new_tokens=TOKENS_OUT)
 
@@ -51,6 +51,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only shows that the paths work")
+    parser.add_argument(
+        "--model", type=Path, help="another model than the shape's with random weights, for the part pages alone"
+    )
+    parser.add_argument("--page-rows", type=int, nargs="+", help="sizes of pages for the part pages; by default the engine's")
     parser.add_argument("--profile", action="store_true", help="print what a step, an encoding and a run spend their time on")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     options = parser.parse_args()
@@ -59,8 +63,8 @@ def main() -> int:
     found["versions"]["torch"] = torch.__version__
     texts = [prompts.get(PROMPT).render(dialogue) for dialogue in make_dialogues(options.rows)]
     with tempfile.TemporaryDirectory(prefix="gm-cuda-") as name:
-        directory = make_model(Path(name) / "model", options.shape, texts[:2_000])
-        if {"engine", "steps"} & set(options.parts):
+        directory = options.model or make_model(Path(name) / "model", options.shape, texts[:2_000])
+        if {"engine", "pages", "steps"} & set(options.parts):
             found |= measure_bare(directory, texts, options)
         if "system" in options.parts:
             found["system"] = measure_system(directory, Path(name) / "stack", options)
@@ -77,10 +81,13 @@ def main() -> int:
 
 def measure_bare(directory: Path, texts: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Return what is measured of the engine without queue and SQL, and print profiles when asked."""
-    engine = load_graph(directory, device=options.device, precision="bfloat16")
+    engine = load_graph(directory, device=options.device, precision="bfloat16" if options.device == "cuda" else "native")
     found: dict[str, Any] = {}
     if "engine" in options.parts:
         found["engine"] = measure_engine(engine, texts, options.rounds)
+    if "pages" in options.parts:
+        sizes = options.page_rows or [engine.page_rows]
+        found["pages"] = measure_ways(engine, texts, PARAMETERS, rounds=options.rounds, sizes=sizes)
     if "steps" in options.parts:
         found["steps"] = measure_steps(engine, texts, options.profile)
     if options.profile:
@@ -99,7 +106,8 @@ def measure_engine(engine: GraphEngine, texts: Sequence[str], rounds: int) -> di
     first = rows[:1_024]
     cold_s = timed(lambda: consume(engine.complete(first, PARAMETERS, never), len(first)))
     complete_s = [timed(lambda: consume(engine.complete(rows, PARAMETERS, never), len(rows))) for _ in range(rounds)]
-    together_s = [timed(lambda: consume(run_ahead(engine, items), len(rows))) for _ in range(rounds)]
+    pages = cut(items, engine.page_rows)
+    together_s = [timed(lambda: consume(as_stream(engine, pages, PARAMETERS), len(rows))) for _ in range(rounds)]
     return {
         "mean_tokens_in": sum(len(row.tokens) for row in rows) / len(rows),
         "cold_s_for_1024": round(cold_s, 3),
@@ -128,24 +136,6 @@ def measure_system(model: Path, directory: Path, options: argparse.Namespace) ->
         "per_s": round(median(each.rows_per_s for each in rounds)),
         "all_per_s": [round(each.rows_per_s) for each in rounds],
     }
-
-
-def run_ahead(engine: GraphEngine, items: Sequence[Prompt]) -> Iterator[list[Any]]:
-    """Read the next page while this one is completed; the first one is small, as in a worker."""
-    starts = [0, *range(PAGE_ROWS, len(items), engine.page_rows)]
-    pages = [items[start:end] for start, end in pairwise([*starts, len(items)])]
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, engine, pages[0])
-        for page in [*pages[1:], None]:
-            rows = coming.result()
-            if page is not None:
-                coming = reader.submit(read, engine, page)
-            yield from engine.complete(rows, PARAMETERS, never)
-
-
-def read(engine: Engine, items: Sequence[Prompt]) -> list[Row]:
-    found = engine.read(items, max_input_tokens=2_048, on_overflow="fail", should_stop=never)
-    return [item for item in found if isinstance(item, Row)]
 
 
 def consume(outcomes: Iterator[list[Any]], wanted: int) -> None:
@@ -243,10 +233,6 @@ def timed(call: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begun
-
-
-def never() -> bool:
-    return False
 
 
 if __name__ == "__main__":

@@ -346,7 +346,7 @@ _WORKERS = SqlView(
         ("device", "text", "w.device", "The device that it is pinned to."),
         ("device_name", "text", "w.device_name", "What the device is called."),
         ("device_bytes", "integer", "w.device_bytes", "The device's memory."),
-        ("engine", "text", "w.engine", "The engine that generates."),
+        ("engine", "text", "w.engine", "The engine that it was told to use; v_summaries has the one that ran."),
         ("kinds", "JSON", "w.kinds", "The kinds of job that it takes."),
         ("state", "text", "w.state", "What it last said: idle, busy, draining or gone."),
         ("job_id", "text", "j.id", "The job that it works on."),

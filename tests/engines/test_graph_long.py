@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gistmill.specs import GenerationParameters
-from tests.integration.test_engine_conformance import GIST_TINY, GREEDY, complete, prompts_of
+from tests.integration.test_engine_conformance import GIST_TINY, GREEDY, complete, feed, prompts_of
 from tests.integration.test_graph_engine import Recording, assert_same
 from tests.integration.test_transformers_engine import RecordingEngine
 from tests.support.models import dialogues, make_tiny_t5
@@ -30,6 +30,12 @@ def test_prompts_of_one_token_and_of_512_write_up_to_512_tokens(tmp_path: Path) 
     assert max(len(tokens) for tokens in engine.tokens.values()) == 512
     assert min(len(tokens) for tokens in engine.tokens.values()) < 100
     assert_same(engine, reference, outcomes, expected, texts)
+
+    stream, prompts = Recording(directory, budget_tokens=16_000, lag=2, is_ahead=True), prompts_of(texts)
+    pages = [prompts[2:9], prompts[:1], prompts[9:16], prompts[1:2], prompts[16:]]
+    streamed = {outcome.key: outcome for batch in feed(stream, pages, parameters) for outcome in batch}
+    assert_same(stream, reference, streamed, expected, texts)
+    assert len(stream.views) < 1_100, "five pages one after the other take 512 steps each"
 
 
 def test_five_hundred_dialogues_are_summarized_as_by_transformers() -> None:

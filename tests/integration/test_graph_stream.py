@@ -9,6 +9,7 @@ from statistics import mean
 import pytest
 import torch
 
+from benchmarks.streams import measure_ways
 from gistmill.errors import DeviceOutOfMemory
 from gistmill.specs import GenerationParameters
 from tests.integration.test_engine_conformance import GREEDY, SAMPLED, Pages, complete, feed, never, prompts_of, read
@@ -126,6 +127,16 @@ def test_row_longer_than_all_before_waits_for_an_arena_that_is_wide_enough(flan:
     assert max(sources[:10]) <= 64 < 500 <= max(sources)
 
 
+def test_few_short_rows_join_a_long_one_instead_of_waiting_for_its_end(flan: Path) -> None:
+    engine = Recording(flan, budget_tokens=5_000)
+    pages = [[Prompt(0, "the cat " * 250)], [Prompt(key, TEXTS[key]) for key in range(1, 4)]]
+
+    outcomes = flat(feed(engine, pages))
+
+    assert outcomes == complete(RecordingEngine(flan), [prompt for page in pages for prompt in page])
+    assert max(view.slots for view in engine.views if view.source > 500) == 4
+
+
 @pytest.mark.parametrize("limit", [1, 64])
 def test_limits_of_one_and_of_many_tokens_hold_in_a_stream(flan: Path, limit: int) -> None:
     parameters = GenerationParameters(max_new_tokens=limit)
@@ -236,3 +247,12 @@ def test_more_rows_in_a_page_than_slots_and_pages_of_nothing(flan: Path) -> None
 
     assert outcomes == complete(RecordingEngine(flan), prompts_of(TEXTS))
     assert max(view.slots for view in engine.views) < 20
+
+
+def test_benchmark_runs_both_ways_on_a_cpu_and_counts_fewer_steps_of_the_stream(flan: Path) -> None:
+    found = measure_ways(Recording(flan), TEXTS[:32], GREEDY, rounds=1, sizes=[8])
+
+    assert found["8"]["pages"] == 4
+    stream, alone = found["8"]["stream"], found["8"]["page_by_page"]
+    assert stream["steps"] < alone["steps"]
+    assert alone["rows_in_flight"] < stream["rows_in_flight"] <= stream["most_in_flight"]

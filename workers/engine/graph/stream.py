@@ -174,16 +174,18 @@ class Stream:
         size = self._arena.size
         free = min(size.slots, self._most_rows) - len(self._flights)
         is_enough = has_joined or free * JOIN_SHARE >= size.slots
-        return free if is_enough and self._is_wide_enough() and not self._is_too_wide() else 0
+        return free if is_enough and self._is_wide_enough() and not self._is_too_wide(free) else 0
 
     def _is_wide_enough(self) -> bool:
         """False when the rows in flight have to end first: one that came later is longer than all that came before."""
         assert self._arena is not None
         return self._next_width <= self._arena.size.source
 
-    def _is_too_wide(self) -> bool:
+    def _is_too_wide(self, free: int) -> bool:
         """True when the rows in flight had better end first: those that wait would get more slots of their own width."""
         assert self._arena is not None
+        if len(self._waiting) + sum(len(ready.rows) for ready in self._ready) <= free:
+            return False
         width = self._next_width
         slots = self._desk.size(width, self._parameters.max_new_tokens).slots
         return width * 4 <= self._arena.size.source and slots >= 2 * self._arena.size.slots
