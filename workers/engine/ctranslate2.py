@@ -58,6 +58,7 @@ def load(
     adapter: Path | None = None,
     precision: Precision = "native",
     threads: int = 0,
+    lanes: int = 1,
     budget_tokens: int = 0,
 ) -> CTranslate2Engine:
     """Load the model of a store's directory, converted now if no process of this host has done so; 0 leaves the choice to us.
@@ -81,6 +82,7 @@ def load(
         files,
         compute_type=compute_type,
         threads=threads or torch.get_num_threads(),
+        lanes=lanes,
         budget_tokens=budget_tokens,
     )
 
@@ -102,13 +104,15 @@ class CTranslate2Engine(BatchedEngine):
         *,
         compute_type: ComputeType = "float32",
         threads: int,
+        lanes: int = 1,
         budget_tokens: int = 0,
     ) -> None:
         tokens = json.loads((files / conversion.TOKENS_FILE).read_text(encoding="utf-8"))
         self._tokenizer = ModelTokenizer(load_tokenizer(directory), tokens["vocabulary"])
         self._names = [str(token) for token in range(tokens["vocabulary"])]
         self._ends: list[int] = tokens["ends"]
-        self._translator = _load_translator(files, compute_type, threads)
+        self._translator = _load_translator(files, compute_type, lanes=lanes, threads=threads)
+        self.lanes = lanes
         self.dtype = DTYPES[compute_type]
         self.weight_bytes = (files / "model.bin").stat().st_size
         parameters = self.weight_bytes // WEIGHT_BYTES[compute_type]
@@ -188,10 +192,11 @@ def _default_budget(threads: int, *, parameters: int) -> int:
     return int(min(max(FLOP_PER_THREAD * threads / max(1, parameters), LEAST_TOKENS), MOST_TOKENS))
 
 
-def _load_translator(files: Path, compute_type: ComputeType, threads: int) -> Any:
+def _load_translator(files: Path, compute_type: ComputeType, *, lanes: int, threads: int) -> Any:
+    """Load the model once for all lanes, which share the threads and the weights."""
     try:
         return ctranslate2.Translator(
-            str(files), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
+            str(files), device="cpu", compute_type=compute_type, inter_threads=lanes, intra_threads=max(1, threads // lanes)
         )
     except (RuntimeError, ValueError) as error:
         raise ModelUnreadable(f"CTranslate2 cannot read the converted model {files.name}: {str(error)[:300]}") from error
