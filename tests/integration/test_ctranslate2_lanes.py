@@ -134,7 +134,7 @@ def test_first_rows_tune_it_and_the_next_worker_of_the_host_begins_with_what_was
 ) -> None:
     store, prompts = Store(tmp_path), prompts_of(dialogues(400, most_words=30))
     engine = load(flan, store, threads=2)
-    assert (engine.lanes, engine.budget_tokens) == (1, 200)
+    assert (engine.lanes, engine.budget_tokens) == (2, 100)
 
     outcomes = complete(engine, prompts, SHORT)
 
@@ -175,5 +175,5 @@ def test_model_whose_files_are_gone_goes_on_as_it_is(flan: Path, tmp_path: Path,
 
     assert len(outcomes) == len(prompts)
     assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
-    assert (engine.tuner, engine.lanes) == (None, 1)
+    assert (engine.tuner, engine.lanes) == (None, 2)
     assert "lanes_not_changed" in capsys.readouterr().out

@@ -36,9 +36,9 @@ class Memory:
         return self.speeds
 
 
-def test_threads_are_split_evenly_into_one_lane_the_most_and_a_few_between() -> None:
-    assert [list_lanes(threads) for threads in (1, 2, 3, 4, 6, 7)] == [[1], [1, 2], [1, 3], [1, 2, 4], [1, 2, 3, 6], [1, 7]]
-    assert [list_lanes(threads) for threads in (16, 64, 13)] == [[1, 2, 4, 8], [1, 2, 4, 8], [1]]
+def test_threads_are_split_evenly_into_two_lanes_first_then_one_the_most_and_a_few_between() -> None:
+    assert [list_lanes(threads) for threads in (1, 2, 3, 4, 6, 7)] == [[1], [2, 1], [1, 3], [2, 1, 4], [2, 1, 3, 6], [1, 7]]
+    assert [list_lanes(threads) for threads in (16, 64, 13)] == [[2, 1, 4, 8], [2, 1, 4, 8], [1]]
 
 
 def test_every_setting_is_tried_in_each_round_and_every_other_round_is_in_reverse() -> None:
