@@ -199,3 +199,27 @@ def test_closing_early_leaves_no_lane_running() -> None:
 
 def test_no_rows_need_no_lane() -> None:
     assert list(start(Laned(), [])) == []
+
+
+def test_lanes_get_the_next_rows_of_a_stream_while_others_still_run() -> None:
+    engine = Laned(seconds_per_row=0.1)
+    pages = [rows_from(engine, start) for start in (0, 3, 6)]
+    asked_at: list[int] = []
+
+    def more() -> list[Row] | None:
+        asked_at.append(engine.at_once)
+        # Not ready at first, while a lane still works and when nothing is left to do.
+        return [] if len(asked_at) <= 4 else pages.pop(0) if pages else None
+
+    batches = list(engine.complete(pages.pop(0), GREEDY, lambda: False, more))
+
+    assert sorted(outcome.key for batch in batches for outcome in batch) == list(range(9))
+    assert asked_at[0] == 1, "one lane had nothing to do, the other still worked"
+    assert [] in batches, "nothing was left to do and no rows were ready"
+    assert pages == []
+
+
+def rows_from(engine: FakeEngine, start: int) -> list[Row]:
+    prompts = [Prompt(key, f"word {key}") for key in range(start, start + 3)]
+    read = engine.read(prompts, max_input_tokens=99, on_overflow="fail", should_stop=lambda: False)
+    return [row for row in read if isinstance(row, Row)]

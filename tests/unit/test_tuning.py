@@ -193,3 +193,22 @@ def test_what_is_known_is_used_without_a_trial() -> None:
     assert tuner.chosen == tuner.best_known == BOTH
     assert tuner.find_trial([4] * 100) is None
     assert Tuner(SETTINGS, Memory(), max_rows=64).best_known == WIDE
+
+
+def test_trials_go_on_over_the_pages_of_a_stream_and_the_last_ones_are_the_chosen_setting_s() -> None:
+    notes = Memory()
+    engine = make(notes)
+    read = engine.read(
+        [Prompt(key, "a b c d") for key in range(200)], max_input_tokens=2048, on_overflow="fail", should_stop=lambda: False
+    )
+    rows = [row for row in read if isinstance(row, Row)]
+    pages: list[list[Row] | None] = [rows[20:45], [], rows[45:120], rows[120:], None]
+
+    batches = list(engine.complete(rows[:20], GREEDY, lambda: False, lambda: pages.pop(0)))
+
+    assert sorted(outcome.key for batch in batches for outcome in batch) == list(range(200))
+    assert [] in batches
+    assert pages == []
+    assert engine.tuner is None
+    assert (engine.lanes, engine.budget_tokens) == BOTH
+    assert {len(speeds) for speeds in notes.speeds.values()} == {ROUNDS}

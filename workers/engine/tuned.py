@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Completion, Outcome, Row
+from workers.engine.base import Completion, More, Outcome, Row
 from workers.engine.batched import BatchedEngine
 from workers.engine.tuning import Setting, Tuner
 
@@ -26,20 +26,40 @@ class TunedEngine(BatchedEngine):
         """Work by this setting from here on, or return False when that cannot be done. No batch is under way."""
 
     def complete(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+        self,
+        rows: Sequence[Row],
+        parameters: GenerationParameters,
+        should_stop: Callable[[], bool],
+        more: More | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each micro-batch as soon as it is finished; see `Engine.complete`."""
-        rows = sorted(rows, key=lambda row: -len(row.tokens)) if self.tuner else rows
-        while self.tuner and (trial := self.tuner.find_trial([len(row.tokens) for row in rows])):
+        further: Sequence[Row] | None = rows
+        while self.tuner and further is not None:
+            rows = sorted(further, key=lambda row: -len(row.tokens))
+            if not (yield from self._tune(self.tuner, rows, parameters, should_stop)):
+                return
+            if should_stop():
+                return
+            further = None if more is None else more()
+            if further is not None and not further:
+                yield []
+        if further is not None:
+            yield from super().complete(further, parameters, should_stop, more)
+
+    def _tune(
+        self, tuner: Tuner, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+    ) -> Generator[list[Outcome], None, bool]:
+        """Complete these rows, longest first, as far as they go in trials; return False when told to stop."""
+        while self.tuner and (trial := tuner.find_trial([len(row.tokens) for row in rows])):
             setting, count = trial
             if not self._adopt(setting):
                 self.tuner = None
-            elif (yield from self._try(self.tuner, setting, rows[:count], parameters, should_stop)):
+            elif (yield from self._try(tuner, setting, rows[:count], parameters, should_stop)):
                 rows = rows[count:]
             else:
-                return
-        if rows:
-            yield from super().complete(rows, parameters, should_stop)
+                return False
+        done = yield from self._collect(rows, parameters, should_stop)
+        return len(done) == len(rows)
 
     def _try(
         self,
@@ -53,18 +73,24 @@ class TunedEngine(BatchedEngine):
 
         What the caller does between two batches counts too: with one lane nothing is computed meanwhile.
         """
-        done: list[Outcome] = []
-        began_at = ended_at = self.clock()
-        for outcomes in super().complete(rows, parameters, should_stop):
-            ended_at = self.clock()
-            done += outcomes
-            yield outcomes
+        began_at = self.clock()
+        done = yield from self._collect(rows, parameters, should_stop)
         made = [outcome for outcome in done if isinstance(outcome, Completion)]
         # A row that failed was tried several times, for a reason of its own.
         if len(made) == len(rows):
             tokens_in, tokens_out = sum(each.tokens_in for each in made), sum(each.tokens_out for each in made)
-            tuner.note(setting, tokens_in=tokens_in, tokens_out=tokens_out, seconds=ended_at - began_at)
+            tuner.note(setting, tokens_in=tokens_in, tokens_out=tokens_out, seconds=self.clock() - began_at)
             if tuner.chosen:
                 self._adopt(tuner.chosen)
                 self.tuner = None
         return len(done) == len(rows)
+
+    def _collect(
+        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+    ) -> Generator[list[Outcome], None, list[Outcome]]:
+        """Complete these rows and return all their outcomes as well."""
+        done: list[Outcome] = []
+        for outcomes in super().complete(rows, parameters, should_stop):
+            done += outcomes
+            yield outcomes
+        return done
