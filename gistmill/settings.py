@@ -84,7 +84,14 @@ class WorkerSettings(BaseModel):
     retry_base_s: PositiveFloat = Field(2.0, description="First retry delay, seconds; doubled each time, with full jitter.")
     retry_max_s: PositiveFloat = Field(300.0, description="Longest retry delay, seconds.")
     threads: NonNegativeInt = Field(0, description="CPU threads of a worker. 0: cores divided by CPU workers.")
-    batch_tokens: NonNegativeInt = Field(0, description="Token budget of a batch. 0: chosen by device.")
+    lanes: NonNegativeInt = Field(
+        0,
+        description="Batches that the engine `ctranslate2` works on at once; they share the threads. 0: tried at first use and "
+        "kept per host.",
+    )
+    batch_tokens: NonNegativeInt = Field(
+        0, description="Token budget of a batch. 0: chosen by device; with `ctranslate2` tried at first use and kept per host."
+    )
     model_bytes: NonNegativeInt = Field(0, description="Memory for resident models, bytes. 0: chosen by device.")
     fake_seconds_per_row: NonNegativeFloat = Field(0.0, description="Delay of the fake engine, seconds per row.")
     metrics_dir: Path | None = Field(None, description="Directory of further `evaluate` metric modules, one folder each.")

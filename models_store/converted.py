@@ -46,7 +46,7 @@ def get(store: Store, source: Path, form: str, convert: Callable[[Path, Path], N
     target = store.root / "converted" / name
     try:
         if not _is_whole(target):
-            with _alone(store.root / "locks" / f"{name}.lock"):
+            with alone(store.root / "locks" / f"{name}.lock"):
                 if not _is_whole(target):
                     _make(store, source, target, convert)
         os.utime(target)
@@ -80,7 +80,12 @@ def _is_whole(directory: Path) -> bool:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock of the kernel's among the processes of this host; one that dies gives it free.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -4,9 +4,10 @@ Files:
     models/<digest>/            the files of a model and manifest.json; never changed once there; swept when no row names it
     merged/<base>-<adapter>/    a base with an adapter merged, made when somebody exports it; swept when unused
     converted/<digest>-<compute type>-<converter>/    a model in another engine's form, see converted.py; swept when unused
+    tuning/<engine>-<compute type>-<threads>-<digest>.json    speeds of an engine's settings on this host, see tuning_notes.py
     incoming/<name>/            what is being added; swept when it was left behind
     locks/<digest>.lock         held while a digest is being fetched; its time of change tells waiters of progress
-    locks/<name in converted>.lock    held while a model is being converted
+    locks/<name in converted or tuning>.lock    held while a model is being converted, or a file of tuning is written
 """
 
 from __future__ import annotations

@@ -200,6 +200,7 @@ class Worker:
                 precision=precision,
                 adapter=adapter,
                 threads=worker.threads,
+                lanes=worker.lanes,
                 batch_tokens=worker.batch_tokens,
             )
 

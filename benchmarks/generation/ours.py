@@ -12,14 +12,15 @@ from gistmill.specs import GenerationParameters
 from models_store.store import Store
 from workers.engine.base import Completion, Engine, Prompt
 from workers.engine.loading import load_engine, load_greedy_engine
+from workers.engine.tuned import TunedEngine
 
 MAX_INPUT_TOKENS = 2_048
+# An engine has at most this many trials to make, and prompts that are too few for one make none.
+MOST_PASSES = 30
 
 
 class OurEngine:
     """An engine of ours, bare: no queue, no SQL."""
-
-    setting = ""
 
     def __init__(
         self, directory: Path, *, scratch: Path, engine: str, device: str, most_tokens: int, precision: str, threads: int
@@ -27,8 +28,19 @@ class OurEngine:
         self._engine = _load(engine, directory, Store(scratch), device, precision, threads)
         self._parameters = GenerationParameters(max_new_tokens=most_tokens)
 
+    @property
+    def setting(self) -> str:
+        """Lanes and batches of an engine that chooses them."""
+        if not isinstance(self._engine, TunedEngine):
+            return ""
+        return f"{self._engine.lanes} lanes, batches of {self._engine.budget_tokens} tokens"
+
     def tune(self, prompts: Sequence[str]) -> None:
-        """Do nothing: an engine finds its settings by itself."""
+        """Answer these prompts until the engine has found its settings: it does so on real work."""
+        for _ in range(MOST_PASSES):
+            if not isinstance(self._engine, TunedEngine) or self._engine.tuner is None:
+                return
+            self.answer(prompts, len(prompts))
 
     def answer(self, prompts: Sequence[str], most_rows: int) -> Answer:
         """Complete the prompts, or so many of them, spread over all lengths."""

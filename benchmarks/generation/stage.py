@@ -22,8 +22,8 @@ BUILT_IN = Path(__file__).resolve().parents[2] / "models_store" / "builtin"
 FIRST_ROWS = 4
 TRIAL_ROWS = 12
 FEWEST_SLOW_ROWS = {LOOP.name: 4, SORTED.name: 16}
-# The largest batch that is tried must be full.
-LEAST_TUNE_ROWS = 32
+# The largest batch that is tried must be full; an engine tunes on slices that fill several.
+LEAST_TUNE_ROWS = {"sorted": 32, "engine": 64}
 # The least chunk: so many rows for each worker make one chunk for each, and a worker is warm after its first.
 WARM_ROWS = 16
 
@@ -73,8 +73,7 @@ class Measurement:
         seat.warm_up(self._spread(FIRST_ROWS))
         if self._stage.tune_rows:
             self._say(f"tuning {entry.name}")
-            wanted = self._stage.tune_rows
-            seat.tune(self._spread(max(wanted, LEAST_TUNE_ROWS) if entry.kind == "sorted" else wanted))
+            seat.tune(self._spread(max(self._stage.tune_rows, LEAST_TUNE_ROWS.get(entry.kind, 0))))
         return seat
 
     def _start_systems(self, stack: ExitStack) -> list[System]:
@@ -89,7 +88,15 @@ class Measurement:
         """Start a stack and warm its workers up, once for each precision: another one is another model to them."""
         self._say(f"starting a stack with workers: {workers}")
         directory = self._directory / f"stack-{workers}"
-        made = Stack(directory, self.model, workers=workers, most_tokens=self._stage.most_tokens, device=self._device)
+        made = Stack(
+            directory,
+            self.model,
+            workers=workers,
+            most_tokens=self._stage.most_tokens,
+            device=self._device,
+            # A host tunes an engine once; that it did so is no part of a warm figure.
+            tuned=sorted(self._directory.glob("*.files/tuning/*.json")),
+        )
         stack.callback(made.stop)
         systems = [System(made, form, self.dialogues) for form in forms]
         for precision in {form.precision for form in forms}:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,11 +39,17 @@ class Form:
 
 
 class Stack:
-    """Redis, the api and some workers on a data directory of their own; `stop` leaves nothing behind."""
+    """Redis, the api and some workers on a data directory of their own; `stop` leaves nothing behind.
 
-    def __init__(self, directory: Path, model: Path, *, workers: int, most_tokens: int, device: str) -> None:
+    `tuned` are files of tuning that the workers begin with.
+    """
+
+    def __init__(
+        self, directory: Path, model: Path, *, workers: int, most_tokens: int, device: str, tuned: Sequence[Path] = ()
+    ) -> None:
         directory.mkdir(parents=True)
         self._directory, self._places = directory, Places(directory / "home")
+        self._keep(tuned)
         self._most_tokens, self._limit = most_tokens, LEAST_LIMIT
         self._children: list[Child] = []
         self._redis = RedisServer(directory)
@@ -84,6 +91,13 @@ class Stack:
         for child in reversed(self._children):
             child.stop()
         self._redis.stop()
+
+    def _keep(self, tuned: Sequence[Path]) -> None:
+        """Let the host know what its engines have found out about their settings."""
+        kept = self._places.home / "models" / "tuning"
+        kept.mkdir(parents=True)
+        for file in tuned:
+            shutil.copy(file, kept)
 
     def _environment(self) -> dict[str, str]:
         return {

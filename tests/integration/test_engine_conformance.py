@@ -105,9 +105,11 @@ def prompts_of(texts: list[str]) -> list[Prompt]:
         "gist-tiny",
         "ctranslate2 tiny-t5",
         "ctranslate2 gist-tiny",
+        "ctranslate2 lanes gist-tiny",
         "graph tiny-t5",
         "graph gist-tiny",
         "ctranslate2 int8 tiny-t5",
+        "ctranslate2 int8 lanes tiny-t5",
     ],
 )
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
@@ -127,7 +129,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if how:
         precision: Precision = "int8" if "int8" in how else "float32"
         home = tmp_path_factory.mktemp("store")
-        return load_converted(directory, Store(home), precision=precision, threads=1, budget_tokens=600)
+        lanes = 2 if "lanes" in how else 1
+        return load_converted(directory, Store(home), precision=precision, threads=lanes, lanes=lanes, budget_tokens=600)
     return load_engine("transformers", directory, device="cpu", precision="float32", batch_tokens=600)
 
 

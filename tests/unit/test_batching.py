@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engine.batching import pack, padded_tokens
+from workers.engine.batching import pack, pack_evenly, padded_tokens
 
 LENGTHS = st.lists(st.integers(0, 3000), max_size=200)
 
@@ -47,3 +47,24 @@ def test_sorting_keeps_pads_few() -> None:
 def test_batch_without_room_is_a_mistake(budget: int, rows: int) -> None:
     with pytest.raises(ValueError, match="at least"):
         pack([1], budget_tokens=budget, max_rows=rows)
+
+
+@given(LENGTHS, st.integers(1, 5000), st.integers(1, 64), st.integers(1, 5))
+def test_lanes_get_equally_many_batches_within_the_same_limits(
+    lengths: list[int], budget: int, max_rows: int, lanes: int
+) -> None:
+    plain = pack(lengths, budget_tokens=budget, max_rows=max_rows)
+
+    batches = pack_evenly(lengths, budget_tokens=budget, max_rows=max_rows, lanes=lanes)
+
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert len(plain) <= len(batches) < len(plain) + lanes
+    for batch in batches:
+        assert len(batch) <= max_rows
+        assert len(batch) == 1 or padded_tokens([lengths[index] for index in batch]) <= budget
+
+
+def test_last_batches_of_lanes_are_of_one_size() -> None:
+    assert [len(batch) for batch in pack([100] * 30, budget_tokens=2000, max_rows=64)] == [20, 10]
+    assert [len(batch) for batch in pack_evenly([100] * 30, budget_tokens=2000, max_rows=64, lanes=2)] == [15, 15]
+    assert [len(batch) for batch in pack_evenly([100] * 4, budget_tokens=2000, max_rows=64, lanes=2)] == [2, 2]

@@ -7,18 +7,16 @@ drill on the fake runs the code that runs in production.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-import structlog
-
-from gistmill.errors import DeviceOutOfMemory, ItemError
+from gistmill.errors import ItemError
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Failure, More, Outcome, Row
-from workers.engine.batching import pack, padded_tokens
+from workers.engine.base import More, Outcome, Row
+from workers.engine.batching import pack_evenly
+from workers.engine.lanes import complete_side_by_side
 from workers.engine.reading import ReadingEngine
-
-log = structlog.get_logger(__name__)
+from workers.engine.waiting import Waiting
 
 
 class BatchFailed(Exception):
@@ -30,16 +28,20 @@ class BatchFailed(Exception):
 
 
 class BatchedEngine(ReadingEngine):
-    """An engine that completes prompts in length-sorted micro-batches."""
+    """An engine that completes prompts in length-sorted micro-batches, `lanes` of them at once.
+
+    A batch holds at most `budget_tokens` and `max_rows`.
+    """
 
     budget_tokens: int
     max_rows: int
+    lanes: int = 1
 
     @abstractmethod
     def _forward(
         self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
     ) -> list[Outcome] | None:
-        """Complete one micro-batch, or return None as soon as `should_stop` says so.
+        """Complete one micro-batch, or return None as soon as `should_stop` says so. With several lanes, in a thread of one.
 
         Raises:
             BatchFailed: the batch as a whole failed; it may succeed in parts.
@@ -53,54 +55,36 @@ class BatchedEngine(ReadingEngine):
         more: More | None = None,
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each micro-batch as soon as it is finished; see `Engine.complete`."""
-        waiting = self._batches(rows, parameters)
-        # After a lack of memory, no later batch of these rows is as large as the one that failed: finding the limit out
-        # again costs a whole attempt each time.
-        largest: int | None = None
-        while True:
-            if not waiting:
-                if more is None or should_stop() or (further := more()) is None:
-                    return
-                waiting, largest = self._batches(further, parameters), None
-                if not waiting:
-                    yield []
-                continue
-            batch = waiting.popleft()
-            if len(batch) > 1 and largest is not None and _cost(batch) > largest:
-                waiting.extendleft(reversed(_halves(batch)))
-                continue
-            if should_stop():
-                return
-            try:
-                outcomes = self._forward(batch, parameters, should_stop)
-            except BatchFailed as failed:
-                if len(batch) == 1:
-                    yield [Failure(batch[0].prompt.key, failed.error)]
-                    continue
-                log.warning("batch_split", rows=len(batch), tokens=_cost(batch), error=failed.error.code)
-                parts = _halves(batch)
-                if isinstance(failed.error, DeviceOutOfMemory):
-                    largest = max(_cost(part) for part in parts)
-                waiting.extendleft(reversed(parts))
-                continue
-            if outcomes is None:
-                return
-            yield outcomes
 
-    def _batches(self, rows: Sequence[Row], parameters: GenerationParameters) -> deque[list[Row]]:
-        beams = parameters.num_beams
-        batches = pack(
+        def attempt(batch: list[Row], should_stop: Callable[[], bool]) -> list[Outcome] | ItemError | None:
+            try:
+                return self._forward(batch, parameters, should_stop)
+            except BatchFailed as failed:
+                return failed.error
+
+        lanes = self.lanes
+        waiting = Waiting(rows, more, pack=partial(self._pack, beams=parameters.num_beams), side_by_side=lanes > 1)
+        if lanes > 1:
+            yield from complete_side_by_side(waiting, attempt, lanes=lanes, should_stop=should_stop)
+            return
+        while not should_stop():
+            batch = waiting.take()
+            if batch is None:
+                if waiting.is_over:
+                    return
+                yield []
+                continue
+            result = attempt(batch, should_stop)
+            if result is None:
+                return
+            if outcomes := waiting.settle(batch, result):
+                yield outcomes
+
+    def _pack(self, rows: Sequence[Row], *, beams: int) -> list[list[Row]]:
+        batches = pack_evenly(
             [len(row.tokens) for row in rows],
             budget_tokens=max(1, self.budget_tokens // beams),
             max_rows=max(1, self.max_rows // beams),
+            lanes=self.lanes,
         )
-        return deque([rows[index] for index in batch] for batch in batches)
-
-
-def _cost(batch: Sequence[Row]) -> int:
-    return padded_tokens([len(row.tokens) for row in batch])
-
-
-def _halves(batch: list[Row]) -> list[list[Row]]:
-    middle = len(batch) // 2
-    return [batch[:middle], batch[middle:]]
+        return [[rows[index] for index in batch] for batch in batches]

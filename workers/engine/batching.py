@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 
@@ -25,6 +27,24 @@ def pack(lengths: Sequence[int], *, budget_tokens: int, max_rows: int) -> list[l
             batches.append([index])
             width = lengths[index]
     return batches
+
+
+def pack_evenly(lengths: Sequence[int], *, budget_tokens: int, max_rows: int, lanes: int) -> list[list[int]]:
+    """Pack as `pack` does, so that several lanes end at about the same time: each gets equally many batches.
+
+    The budget is the least that makes no more batches than that: with two lanes, rows that fill one batch and a half make two
+    of three quarters. One lane gets what `pack` makes.
+    """
+    batches = pack(lengths, budget_tokens=budget_tokens, max_rows=max_rows)
+    wanted = math.ceil(len(batches) / lanes) * lanes
+    if lanes == 1 or not batches:
+        return batches
+
+    def is_enough(budget: int) -> bool:
+        return len(pack(lengths, budget_tokens=budget, max_rows=max_rows)) <= wanted
+
+    least = bisect_left(range(1, budget_tokens), True, key=is_enough) + 1
+    return pack(lengths, budget_tokens=least, max_rows=max_rows)
 
 
 def padded_tokens(lengths: Sequence[int]) -> int:

@@ -1,5 +1,7 @@
 """The fast engine for CPUs: greedy decoding of T5 models by CTranslate2, in float32 unless a job asks otherwise.
 
+How its threads are shared and how large a batch is, it finds out by itself; see tuning.py.
+
 In float32 it writes the tokens of the transformers engine, save where the two best scores of a step are all but equal. Rows
 that have ended leave the batch, which transformers goes on computing.
 """
@@ -9,12 +11,14 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ctranslate2
+import structlog
 import torch
 
 from gistmill.errors import ModelUnreadable
@@ -23,16 +27,22 @@ from models_store import converted
 from models_store.store import Store
 from workers.engine import conversion
 from workers.engine.base import Failure, Outcome, Row
-from workers.engine.batched import BatchedEngine, BatchFailed
+from workers.engine.batched import BatchFailed
 from workers.engine.checkpoint import load_tokenizer
 from workers.engine.conversion import ComputeType
 from workers.engine.tokenizing import ModelTokenizer, completed
 from workers.engine.transformers import FORWARD_ERRORS, blame, not_finite
+from workers.engine.tuned import TunedEngine
+from workers.engine.tuning import Setting, Tuner, list_lanes
+from workers.engine.tuning_notes import Key, Notebook, describe_cpu
+
+log = structlog.get_logger(__name__)
 
 # FLAN-T5-small's shape on DialogSum's lengths, 40 tokens out, one thread: 3.5 dialogues per second of processor time at a
 # budget of 1,024 tokens, 4.3 at 2,048, 4.6 at 4,096, 4.3 at 8,192, 4.2 at 16,384. Larger models get fewer tokens, so that a
 # batch takes about five seconds, at the 64 GFLOP/s a thread that this is: so often results are committed, and a pause acts.
-LEAST_TOKENS, MOST_TOKENS = 512, 4_096
+# These, and half of them, are what is tried; beside others a lane gains little above 2,048 (nothing in int8), and ends late.
+LEAST_TOKENS, MOST_TOKENS, MOST_TOKENS_OF_A_LANE = 512, 4_096, 2_048
 FLOP_PER_THREAD = 320e9
 MAX_ROWS = 64
 # On CPUs CTranslate2 takes int8 and int8_float32 for the same thing: what is not a matrix stays in float32.
@@ -58,9 +68,13 @@ def load(
     adapter: Path | None = None,
     precision: Precision = "native",
     threads: int = 0,
+    lanes: int = 0,
     budget_tokens: int = 0,
 ) -> CTranslate2Engine:
     """Load the model of a store's directory, converted now if no process of this host has done so; 0 leaves the choice to us.
+
+    In how many lanes the threads are split, and the token budget of a batch, are then what is fastest on this host; while that
+    is not known, the engine tries it on the rows that it completes.
 
     With an adapter it is the whole model that both make.
 
@@ -76,16 +90,23 @@ def load(
         partial(conversion.convert, compute_type=compute_type, adapter=adapter),
         digest=combined_digest(directory.name, None if adapter is None else adapter.name),
     )
+    threads = threads or torch.get_num_threads()
+    size = (files / "model.bin").stat().st_size
+    settings = _list_settings(threads, size // WEIGHT_BYTES[compute_type], lanes=lanes, budget_tokens=budget_tokens)
+    tuner = Tuner(settings, Notebook(store, _key(compute_type, size, threads)), max_rows=MAX_ROWS)
+    lanes, budget_tokens = tuner.best_known
     return CTranslate2Engine(
         directory,
         files,
         compute_type=compute_type,
-        threads=threads or torch.get_num_threads(),
+        threads=threads,
+        lanes=lanes,
         budget_tokens=budget_tokens,
+        tuner=None if tuner.chosen or len(settings) == 1 else tuner,
     )
 
 
-class CTranslate2Engine(BatchedEngine):
+class CTranslate2Engine(TunedEngine):
     """Greedy decoding by CTranslate2; beams and sampling are another engine's work.
 
     Its beams prune differently from transformers', and its sampling draws from a noise that belongs to the batch.
@@ -102,13 +123,18 @@ class CTranslate2Engine(BatchedEngine):
         *,
         compute_type: ComputeType = "float32",
         threads: int,
+        lanes: int = 1,
         budget_tokens: int = 0,
+        tuner: Tuner | None = None,
     ) -> None:
         tokens = json.loads((files / conversion.TOKENS_FILE).read_text(encoding="utf-8"))
         self._tokenizer = ModelTokenizer(load_tokenizer(directory), tokens["vocabulary"])
         self._names = [str(token) for token in range(tokens["vocabulary"])]
         self._ends: list[int] = tokens["ends"]
-        self._translator = _load_translator(files, compute_type, threads)
+        self._load = partial(_load_translator, files, compute_type, threads=threads)
+        self._translator = self._load(lanes=lanes)
+        self.lanes = lanes
+        self.tuner = tuner
         self.dtype = DTYPES[compute_type]
         self.weight_bytes = (files / "model.bin").stat().st_size
         parameters = self.weight_bytes // WEIGHT_BYTES[compute_type]
@@ -119,6 +145,22 @@ class CTranslate2Engine(BatchedEngine):
         self._translator.unload_model()
         del self._translator
         gc.collect()
+
+    def _adopt(self, setting: Setting) -> bool:
+        """Work by this setting from here on, or return False when the model cannot be loaded for it.
+
+        For a moment it is there twice: its files may be gone, or memory short, and then the one that is there goes on.
+        """
+        if setting.lanes != self.lanes:
+            try:
+                translator = self._load(lanes=setting.lanes)
+            except (ModelUnreadable, MemoryError) as error:
+                log.warning("lanes_not_changed", lanes=setting.lanes, reason=str(error)[:300])
+                return False
+            self._translator.unload_model()
+            self._translator = translator
+        self.lanes, self.budget_tokens = setting
+        return True
 
     def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
         return self._tokenizer.encode(texts, limit)
@@ -183,15 +225,39 @@ class _StepWatch:
         return self.is_stopped
 
 
+def _list_settings(threads: int, parameters: int, *, lanes: int, budget_tokens: int) -> list[Setting]:
+    """Return the settings to try, the one to begin with first. What the user has set is not tried otherwise."""
+    settings = []
+    for number in [min(lanes, threads)] if lanes else list_lanes(threads):
+        most = MOST_TOKENS if number == 1 else MOST_TOKENS_OF_A_LANE
+        whole = min(_default_budget(threads // number, parameters=parameters), most)
+        budgets = [budget_tokens] if budget_tokens else sorted({whole, max(whole // 2, LEAST_TOKENS)}, reverse=True)
+        settings += [Setting(number, budget) for budget in budgets]
+    return settings
+
+
+def _key(compute_type: ComputeType, weight_bytes: int, threads: int) -> Key:
+    return Key(
+        engine=CTranslate2Engine.name,
+        engine_version=ctranslate2.__version__,
+        compute_type=compute_type,
+        weight_mib=round(weight_bytes / 2**20),
+        threads=threads,
+        cpu=describe_cpu(),
+        cores=os.cpu_count() or 1,
+    )
+
+
 def _default_budget(threads: int, *, parameters: int) -> int:
     # As everywhere on CPUs, a token costs about one FLOP per parameter.
     return int(min(max(FLOP_PER_THREAD * threads / max(1, parameters), LEAST_TOKENS), MOST_TOKENS))
 
 
-def _load_translator(files: Path, compute_type: ComputeType, threads: int) -> Any:
+def _load_translator(files: Path, compute_type: ComputeType, *, lanes: int, threads: int) -> Any:
+    """Load the model once for all lanes, which share the threads and the weights."""
     try:
         return ctranslate2.Translator(
-            str(files), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
+            str(files), device="cpu", compute_type=compute_type, inter_threads=lanes, intra_threads=max(1, threads // lanes)
         )
     except (RuntimeError, ValueError) as error:
         raise ModelUnreadable(f"CTranslate2 cannot read the converted model {files.name}: {str(error)[:300]}") from error

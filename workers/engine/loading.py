@@ -61,11 +61,13 @@ def load_greedy_engine(
     precision: Precision,
     adapter: Path | None = None,
     threads: int = 0,
+    lanes: int = 0,
     batch_tokens: int = 0,
 ) -> Engine | None:
     """Load the engine that is faster than `load_engine`'s at greedy decoding of a model, or of one with an adapter, or None.
 
-    On an NVIDIA GPU that is `graph`, which samples as well and takes adapters by itself; on a CPU it is `ctranslate2`.
+    On an NVIDIA GPU that is `graph`, which samples as well and takes adapters by itself; on a CPU it is `ctranslate2`, the only
+    one with lanes; 0 leaves those to it.
 
     None means that the other one runs those jobs as well; the log says why, except where nobody would expect another. In int8
     there is no other: what hinders this one is an error.
@@ -86,7 +88,15 @@ def load_greedy_engine(
         from workers.engine.ctranslate2 import load
 
         try:
-            return load(directory, store, adapter=adapter, precision=precision, threads=threads, budget_tokens=batch_tokens)
+            return load(
+                directory,
+                store,
+                adapter=adapter,
+                precision=precision,
+                threads=threads,
+                lanes=lanes,
+                budget_tokens=batch_tokens,
+            )
         except (ModelError, ModelUnavailable) as error:
             if has_no_other:
                 raise

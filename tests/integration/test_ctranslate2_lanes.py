@@ -1,0 +1,179 @@
+"""CTranslate2 in several lanes, and tuned: the same outcomes, a stop that ends all, and a choice that the host keeps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gistmill.errors import DeviceOutOfMemory, GenerationFailed
+from gistmill.specs import GenerationParameters
+from models_store.store import Store
+from tests.integration.test_engine_conformance import GREEDY, complete, prompts_of
+from tests.support.models import dialogues, make_tiny_t5
+from workers.engine import ctranslate2 as engines
+from workers.engine.base import Completion, Failure, Prompt, Row
+from workers.engine.ctranslate2 import CTranslate2Engine, load
+from workers.engine.tuning import Setting
+
+TEXTS = dialogues(60, most_words=30)
+SHORT = GREEDY.model_copy(update={"max_new_tokens": 8})
+LONG = GenerationParameters(max_new_tokens=512)
+
+
+@pytest.fixture(scope="module")
+def flan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_t5(tmp_path_factory.mktemp("flan") / "model")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def in_lanes(flan: Path, store: Store, lanes: int, *, budget_tokens: int = 200) -> CTranslate2Engine:
+    return load(flan, store, threads=2, lanes=lanes, budget_tokens=budget_tokens)
+
+
+def start(engine: CTranslate2Engine, prompts: list[Prompt], parameters: GenerationParameters, stop: Callable[[], bool]) -> Any:
+    return engine.generate(prompts, parameters, max_input_tokens=2048, on_overflow="fail", should_stop=stop)
+
+
+def lanes_alive() -> int:
+    return sum(thread.name.startswith("lane") for thread in threading.enumerate())
+
+
+def test_two_lanes_give_the_outcomes_of_one(flan: Path, store: Store) -> None:
+    engine = in_lanes(flan, store, 2)
+    assert (engine.lanes, engine._translator.num_translators) == (2, 2)
+
+    outcomes = complete(engine, prompts_of(TEXTS))
+
+    assert outcomes == complete(in_lanes(flan, store, 1), prompts_of(TEXTS))
+    assert len({outcome.text for outcome in outcomes.values() if isinstance(outcome, Completion)}) > len(TEXTS) // 2
+
+
+def test_more_lanes_than_threads_are_not_made(flan: Path, store: Store) -> None:
+    assert load(flan, store, threads=2, lanes=8, budget_tokens=200).lanes == 2
+
+
+def test_stop_ends_both_lanes_within_a_step(flan: Path, store: Store) -> None:
+    engine = in_lanes(flan, store, 2, budget_tokens=2_000)
+    ends_at: list[float] = []
+
+    def stop_once_both_run() -> bool:
+        if not ends_at and engine._translator.num_active_batches == 2:
+            ends_at.append(time.monotonic())
+        return bool(ends_at)
+
+    # Twice the same texts of no end, so that each lane has one batch and neither ends before.
+    outcomes = list(start(engine, prompts_of(["the cat " * 120] * 16), LONG, stop_once_both_run))
+
+    assert outcomes == []
+    assert time.monotonic() - ends_at[0] < 5
+    assert engine._translator.num_active_batches == 0
+    assert lanes_alive() == 0
+    assert len(complete(engine, prompts_of(TEXTS[:4]), SHORT)) == 4, "it can be used again"
+
+
+def test_closing_early_ends_the_batch_that_runs(flan: Path, store: Store) -> None:
+    engine = in_lanes(flan, store, 2)
+
+    with closing(start(engine, prompts_of(TEXTS), LONG, lambda: False)) as batches:
+        assert next(batches)
+
+    assert engine._translator.num_active_batches == engine._translator.num_queued_batches == 0
+    assert lanes_alive() == 0
+
+
+class Failing(CTranslate2Engine):
+    """Fails on batches with a row of these keys: with lack of memory unless the row is alone, or for good."""
+
+    heavy: frozenset[int] = frozenset()
+    bad: frozenset[int] = frozenset()
+
+    def _translate(self, rows: Sequence[Row], *arguments: Any) -> list[tuple[Row, list[int]]]:
+        keys = {row.prompt.key for row in rows}
+        if keys & self.heavy and len(rows) > 1:
+            raise RuntimeError("aligned_alloc: failed to allocate memory")
+        if keys & self.bad:
+            raise RuntimeError("shapes do not match")
+        return super()._translate(rows, *arguments)
+
+
+def test_batch_that_fails_leaves_the_other_lane_right(flan: Path, store: Store) -> None:
+    wanted = complete(in_lanes(flan, store, 1), prompts_of(TEXTS), SHORT)
+    (files,) = (store.root / "converted").iterdir()
+    engine = Failing(flan, files, threads=2, lanes=2, budget_tokens=200)
+    engine.heavy, engine.bad = frozenset({3, 20}), frozenset({7})
+
+    outcomes = complete(engine, prompts_of(TEXTS), SHORT)
+
+    failed = outcomes.pop(7)
+    assert isinstance(failed, Failure)
+    assert isinstance(failed.error, GenerationFailed)
+    assert not isinstance(failed.error, DeviceOutOfMemory)
+    assert outcomes == {key: outcome for key, outcome in wanted.items() if key != 7}
+
+
+@pytest.fixture
+def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "MOST_TOKENS", 200)
+    monkeypatch.setattr(engines, "MOST_TOKENS_OF_A_LANE", 100)
+    monkeypatch.setattr(engines, "LEAST_TOKENS", 50)
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_first_rows_tune_it_and_the_next_worker_of_the_host_begins_with_what_was_chosen(
+    flan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, prompts = Store(tmp_path), prompts_of(dialogues(400, most_words=30))
+    engine = load(flan, store, threads=2)
+    assert (engine.lanes, engine.budget_tokens) == (2, 100)
+
+    outcomes = complete(engine, prompts, SHORT)
+
+    assert outcomes == complete(load(flan, store, threads=2, lanes=1, budget_tokens=600), prompts, SHORT)
+    assert engine.tuner is None
+    assert "engine_tuned" in capsys.readouterr().out
+    (file,) = (tmp_path / "tuning").iterdir()
+    assert file.name.startswith("ctranslate2-float32-2-")
+    assert file.read_text().count("lanes") == 4
+    again = load(flan, store, threads=2)
+    assert again.tuner is None
+    assert Setting(again.lanes, again.budget_tokens) == Setting(engine.lanes, engine.budget_tokens)
+
+    file.unlink()
+    assert load(flan, store, threads=2).tuner is not None, "forgotten, so it is tried anew"
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_what_is_set_is_not_tuned(flan: Path, store: Store) -> None:
+    assert load(flan, store, threads=2, lanes=2, budget_tokens=77).tuner is None
+    assert load(flan, store, threads=1, budget_tokens=77).tuner is None
+
+    for lanes, budget_tokens, wanted in ((2, 0, {(2, 100), (2, 50)}), (0, 77, {(1, 77), (2, 77)})):
+        engine = load(flan, store, threads=2, lanes=lanes, budget_tokens=budget_tokens)
+        assert engine.tuner is not None
+        assert (engine.lanes, engine.budget_tokens) in wanted
+        assert set(engine.tuner.settings) == wanted
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_model_whose_files_are_gone_goes_on_as_it_is(flan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = prompts_of(TEXTS)
+    engine = load(flan, Store(tmp_path), threads=2)
+    for file in (tmp_path / "converted").glob("*/*"):
+        file.unlink()
+
+    outcomes = complete(engine, prompts, SHORT)
+
+    assert len(outcomes) == len(prompts)
+    assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
+    assert (engine.tuner, engine.lanes) == (None, 2)
+    assert "lanes_not_changed" in capsys.readouterr().out
