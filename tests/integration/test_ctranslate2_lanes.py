@@ -75,7 +75,7 @@ def test_stop_ends_both_lanes_within_a_step(flan: Path, store: Store) -> None:
     outcomes = list(start(engine, prompts_of(["the cat " * 120] * 16), LONG, stop_once_both_run))
 
     assert outcomes == []
-    assert time.monotonic() - ends_at[0] < 5
+    assert time.monotonic() - ends_at[0] < 10
     assert engine._translator.num_active_batches == 0
     assert lanes_alive() == 0
     assert len(complete(engine, prompts_of(TEXTS[:4]), SHORT)) == 4, "it can be used again"

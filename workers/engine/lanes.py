@@ -31,12 +31,12 @@ def complete_side_by_side(
     with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool, asking.until_left():
         work = _Work(waiting, attempt, lanes=lanes, pool=pool, asking=asking)
         while not asking.ask():
-            work.begin()
-            while work.running and not work.finished:
-                if not work.settle():
-                    return
-                work.begin()
+            while not work.finished and work.go_on():
+                pass
+            if work.is_stopped:
+                return
             if work.finished:
+                work.begin(work.take())
                 yield work.finished.popleft()
             elif waiting.is_over:
                 return
@@ -55,27 +55,40 @@ class _Work:
         self._asking = asking
         self.running: dict[Future[Result], list[Row]] = {}
         self.finished: deque[list[Outcome]] = deque()
+        self.is_stopped = False
 
-    def begin(self) -> None:
-        """Give every idle lane a batch, as far as there are any."""
-        while len(self.running) < self._lanes:
-            batch = self._waiting.take(beside=len(self.running))
+    def take(self) -> list[list[Row]]:
+        """Return a batch for every idle lane, as far as there are any."""
+        taken: list[list[Row]] = []
+        while (beside := len(self.running) + len(taken)) < self._lanes:
+            batch = self._waiting.take(beside=beside)
             if batch is None:
                 break
+            taken.append(batch)
+        return taken
+
+    def begin(self, batches: list[list[Row]]) -> None:
+        """Give these batches to idle lanes."""
+        for batch in batches:
             self.running[self._pool.submit(self._attempt, batch, self._asking)] = batch
 
-    def settle(self) -> bool:
-        """Wait for a lane, or for several that end together; return False when one ended because it was told to stop."""
+    def go_on(self) -> bool:
+        """Keep the lanes busy until one ends, or several together; return False when there is no batch, or a stop."""
+        batches = self.take()
+        if not batches and not self.running:
+            return False
         with self._asking.by_lanes():
+            # From its first step on a lane may ask.
+            self.begin(batches)
             done = wait(self.running, return_when=FIRST_COMPLETED).done
         # Those that end together stay in the order in which they were begun.
         for future in [future for future in self.running if future in done]:
             batch, result = self.running.pop(future), future.result()
             if result is None:
-                return False
-            if outcomes := self._waiting.settle(batch, result):
+                self.is_stopped = True
+            elif outcomes := self._waiting.settle(batch, result):
                 self.finished.append(outcomes)
-        return True
+        return not self.is_stopped
 
 
 class Asking:
