@@ -56,8 +56,10 @@ def test_worker_killed_with_a_reserved_chunk_costs_that_one_nothing(database: Da
 
 def test_worker_killed_as_its_reserved_chunk_begins_loses_and_doubles_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    victim = fleet.start(drill=[kill_at("claim.committed", nth=2)])
+    # Chunks that take no time are not worth a claim ahead.
+    victim = fleet.start(seconds_per_row=0.02, drill=[kill_at("claim.committed", nth=2)])
     assert victim.wait(20) == -signal.SIGKILL
+    assert "ahead.committed" in [entry.event for entry in fleet.ledger.read()]
     assert chunks_of(database, job)[1][0] == "running"
     fleet.start()
     wait_for_end(database, job)
