@@ -397,13 +397,17 @@ def test_error_of_the_reader_comes_up_when_what_was_in_flight_is_recorded(
 
 
 def test_stop_while_the_engine_waits_gives_the_rest_back(bench: Bench) -> None:
+    has_begun = threading.Event()
+
     class Stopping(FakeEngine):
         def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
             if threading.current_thread().name.startswith("reader"):
+                wait_until(has_begun.is_set, what="the first page")
                 bench.drain.set()
             return super()._encode(texts, limit)
 
         def _forward(self, *args: Any) -> list[Outcome] | None:
+            has_begun.set()
             outcomes = super()._forward(*args)
             wait_until(bench.drain.is_set, what="the drain")
             return outcomes
