@@ -19,18 +19,21 @@ POLL_S = 0.01
 
 
 class ForkedProcess:
-    """A child of the nursery, with what tests use of `subprocess.Popen`."""
+    """A child of the nursery, with what tests use of `subprocess.Popen`; threads may share it."""
 
     def __init__(self, nursery: Nursery, pid: int) -> None:
         self._nursery = nursery
+        self._asking = threading.Lock()
         self.pid = pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Return the exit status, None while it runs."""
-        if self.returncode is None:
-            self.returncode = self._nursery.ask(ended=self.pid)["status"]
-        return self.returncode
+        # How it ended is told once: of two threads that asked at the same moment, the later one would ask for nobody.
+        with self._asking:
+            if self.returncode is None:
+                self.returncode = self._nursery.ask(ended=self.pid)["status"]
+            return self.returncode
 
     def wait(self, timeout: float) -> int:
         """Return the exit status.
