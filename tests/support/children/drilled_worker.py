@@ -102,7 +102,8 @@ def stop_between_writes() -> None:
     if url.get_backend_name() == "sqlite":
         subprocess.run([sys.executable, "-c", STOPPER, str(url.database), str(os.getpid())], check=True)
     else:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this thread: of a signal to the process another may take notice first, while this one goes on and writes.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def skew(seconds: float) -> None:
