@@ -137,6 +137,14 @@ def ring_waiting(database: Database, bells: Bells, settings: WorkerSettings) -> 
         bells.ring(kind, listeners=listeners)
 
 
+def pass_the_bell_on(database: Database, bells: Bells, settings: WorkerSettings) -> None:
+    """Do as `ring_waiting` does, if the database answers; if not, a later sweep rings."""
+    try:
+        ring_waiting(database, bells, settings)
+    except StoreUnavailable as error:
+        log.warning("bell_not_passed_on", reason=error.message)
+
+
 def live_within_s(settings: WorkerSettings) -> float:
     """Return how long a worker that was not seen still counts as live: it is seen at every look at the wish."""
     return max(settings.lease_s, 3 * settings.wish_s)

@@ -15,7 +15,7 @@ from gistmill.errors import StoreUnavailable
 from gistmill.faults import point
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
-from gistmill.sweep import live_within_s, ring_waiting
+from gistmill.sweep import live_within_s, pass_the_bell_on
 from workers.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ class Ahead:
             self._reserved = found
             self.heartbeat.keep(found)
             log.info("chunk_reserved", job_id=found.job_id, chunk=found.chunk_key, epoch=found.epoch)
-            self._pass_the_bell_on()
+            pass_the_bell_on(self.database, self.bells, self.settings)
         return found
 
     def take_up(self) -> Claim | None:
@@ -101,9 +101,3 @@ class Ahead:
         claim, self._reserved = self._reserved, None
         self.heartbeat.keep(None)
         return claim
-
-    def _pass_the_bell_on(self) -> None:
-        try:
-            ring_waiting(self.database, self.bells, self.settings)
-        except StoreUnavailable as error:
-            log.warning("bell_not_passed_on", reason=error.message)

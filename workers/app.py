@@ -23,13 +23,13 @@ from gistmill import logs
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import workers as worker_rows
 from gistmill.db.claim import Claimant
-from gistmill.db.session import Database, open_database
+from gistmill.db.session import open_database
 from gistmill.errors import DeviceFull, InvalidInput, ModelUnavailable, StoreUnavailable
 from gistmill.queue import Bells, make_app, queue_name
 from gistmill.settings import Settings, load_settings
 from gistmill.specs import SPEC_VERSION, Precision
 from gistmill.states import JobKind
-from gistmill.sweep import Sweeper, ring_waiting
+from gistmill.sweep import Sweeper, pass_the_bell_on, ring_waiting
 from models_store.fetch import fetch
 from models_store.store import Store
 from workers import tasks
@@ -215,7 +215,8 @@ class Worker:
             log.info("worker_draining")
 
         worker_shutting_down.connect(begin_to_drain)
-        ring_waiting_quietly(self.database, self.bells, self.settings)
+        # For work that waited before this worker came.
+        pass_the_bell_on(self.database, self.bells, self.settings.worker)
         consumer = _make_consumer(app, self.kinds, self.uuid)
         # What is loaded by now stays until the end. Walking it again and again took a seventh of a chunk's time.
         gc.freeze()
@@ -231,14 +232,6 @@ class Worker:
             log.warning("not_signed_off", reason=error.message)
         self.bells.close()
         self.database.close()
-
-
-def ring_waiting_quietly(database: Database, bells: Bells, settings: Settings) -> None:
-    """Ring for work that waited before this worker came; the sweep would do so a little later."""
-    try:
-        ring_waiting(database, bells, settings.worker)
-    except StoreUnavailable as error:
-        log.warning("bell_not_passed_on", reason=error.message)
 
 
 @contextmanager

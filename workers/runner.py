@@ -34,7 +34,7 @@ from gistmill.errors import (
 from gistmill.faults import point
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
-from gistmill.sweep import budgets, ring_waiting
+from gistmill.sweep import budgets, pass_the_bell_on
 from workers.ahead import Ahead
 from workers.handlers.base import Done, Handler
 from workers.heartbeat import Heartbeat
@@ -203,10 +203,7 @@ class Runner:
             if time.monotonic() - self._rang_empty_at < RING_AFTER_EMPTY_S:
                 return
             self._rang_empty_at = time.monotonic()
-        try:
-            ring_waiting(self.database, self.bells, self.settings)
-        except StoreUnavailable as error:
-            log.warning("bell_not_passed_on", reason=error.message)
+        pass_the_bell_on(self.database, self.bells, self.settings)
 
 
 def _ask_for_larger_device(connection: Connection, chunk: Claim, needed_bytes: int) -> None:

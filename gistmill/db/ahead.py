@@ -7,13 +7,13 @@ first, is decided by claim.py as ever: only what the worker would claim now anyw
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Float, Row, Update, bindparam, case, func, literal, select, update
+from sqlalchemy import Connection, Float, Row, Select, Update, and_, bindparam, case, func, literal, select, update
 
 from gistmill.db import workers as worker_rows
-from gistmill.db.chunks import close_if_job_ended, queued_after, release
+from gistmill.db.chunks import queue_again, release
 from gistmill.db.claim import Claim, Claimant, candidates, fits, mark_running, may_run, note_running, take
 from gistmill.db.clock import db_now
 from gistmill.db.fence import is_of
@@ -58,9 +58,8 @@ def begin(connection: Connection, claim: Claim, *, lease_s: float) -> bool:
 
 def give_back(connection: Connection, claim: Claim) -> None:
     """Queue a reserved chunk again, at no cost. Nothing happens when it is lost."""
-    is_reserved = chunks.c.state == ChunkState.RESERVED
-    if connection.execute(update(chunks).where(is_of(claim), is_reserved).values(**queued_after(0.0))).rowcount == 1:
-        close_if_job_ended(connection, claim.chunk_key, claim.job_key)
+    is_mine = and_(is_of(claim), chunks.c.state == ChunkState.RESERVED)
+    queue_again(connection, is_mine, chunk_key=claim.chunk_key, job_key=claim.job_key)
 
 
 @cache
@@ -77,15 +76,21 @@ def _beginning() -> Update:
 def _more_wait_than_work(connection: Connection, claimant: Claimant, kind: str, live_within_s: float) -> bool:
     """True when more chunks wait that this worker fits than workers of that kind are live."""
     workers = sum(kind in row.kinds for row in worker_rows.live(connection, within_s=live_within_s))
+    values = {"of_kind": kind, "most": workers + 1}
+    return bool(connection.execute(_counting(claimant), values).scalar_one() > workers)
+
+
+@lru_cache
+def _counting(claimant: Claimant) -> Select[Any]:
     waiting = (
         select(literal(1))
         .select_from(chunks.join(jobs, jobs.c.key == chunks.c.job_key))
-        .where(chunks.c.state == ChunkState.QUEUED, chunks.c.run_at <= db_now(), jobs.c.kind == kind)
+        .where(chunks.c.state == ChunkState.QUEUED, chunks.c.run_at <= db_now(), jobs.c.kind == bindparam("of_kind"))
         .where(may_run(), fits(claimant))
-        .limit(workers + 1)
+        .limit(bindparam("most"))
         .subquery()
     )
-    return connection.execute(select(func.count()).select_from(waiting)).scalar_one() > workers
+    return select(func.count()).select_from(waiting)
 
 
 def _is_alike(connection: Connection, running: Claim, job: Row[Any]) -> bool:

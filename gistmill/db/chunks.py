@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Update, and_, bindparam, func, select, true, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, func, select, true, update
 
 from gistmill.db import results
 from gistmill.db.claim import Claim, is_held
@@ -161,14 +161,18 @@ def release_owned(connection: Connection, worker: str) -> int:
     query = select(chunks.c.key, chunks.c.job_key, chunks.c.epoch).where(chunks.c.owner == worker, is_held())
     released = 0
     for row in connection.execute(query.order_by(chunks.c.key)).all():
-        statement = (
-            update(chunks).where(chunks.c.key == row.key, chunks.c.epoch == row.epoch, is_held()).values(**queued_after(0.0))
-        )
-        if connection.execute(statement).rowcount == 1:
-            close_if_job_ended(connection, row.key, row.job_key)
-            released += 1
+        is_mine = and_(chunks.c.key == row.key, chunks.c.epoch == row.epoch, is_held())
+        released += queue_again(connection, is_mine, chunk_key=row.key, job_key=row.job_key)
     _free_worker(connection, worker)
     return released
+
+
+def queue_again(connection: Connection, is_mine: ColumnElement[bool], *, chunk_key: int, job_key: int) -> bool:
+    """Queue a chunk at no cost if it still is what `is_mine` says; False when it is not, and nothing was changed."""
+    if connection.execute(update(chunks).where(is_mine).values(**queued_after(0.0))).rowcount != 1:
+        return False
+    close_if_job_ended(connection, chunk_key, job_key)
+    return True
 
 
 def close_queued(connection: Connection, job_key: int) -> int:
