@@ -6,13 +6,13 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from gistmill.db import datasets as loads
 from gistmill.db.clock import db_now
@@ -406,3 +406,31 @@ def test_transactions_of_a_load_are_as_large_as_others_can_wait_for() -> None:
     assert pace.rows == 1_000
     pace.note(1_000, seconds=20.0)
     assert pace.rows == loading.LEAST_ROWS
+
+
+@pytest.mark.parametrize(("seconds", "sizes"), [(0.0, [4, 1, 1, 1, 1, 1, 1]), (1e9, [4, 6])])
+def test_a_load_writes_fewer_rows_at_a_time_when_a_transaction_takes_long(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(loading, "FIRST_ROWS", 4)
+    monkeypatch.setattr(loading, "LEAST_ROWS", 1)
+    monkeypatch.setattr(loading, "TRANSACTION_S", seconds)
+    written: list[int] = []
+    ranked: list[int] = []
+    write_rows, write_ranks = loads.write_rows, loads.write_ranks
+
+    def count_rows(connection: Connection, lease: Lease, rows: Sequence[Row]) -> Lease:
+        written.append(len(rows))
+        return write_rows(connection, lease, rows)
+
+    def count_ranks(connection: Connection, lease: Lease, ranking: loads.Ranking, *, stop: int) -> Lease:
+        ranked.append(stop - lease.ranked)
+        return write_ranks(connection, lease, ranking, stop=stop)
+
+    monkeypatch.setattr(loads, "write_rows", count_rows)
+    monkeypatch.setattr(loads, "write_ranks", count_ranks)
+
+    load(database, rows_of([f"row {number}" for number in range(10)]))
+
+    assert written == sizes
+    assert ranked == ([10] if seconds else [1] * 10)
