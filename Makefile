@@ -75,7 +75,7 @@ train-gist-tiny-base: $(STAMP) ## Train the built-in base for tuning again and c
 	$(BIN)/python -m scripts.check_gist_tiny_base
 
 # A full run rewrites its section of docs/benchmarks.md; one on a file, or of some stages, writes nothing.
-bench: $(STAMP) ## Measure engines and the whole system beside every peer (quiet machine, under forty minutes)
+bench: $(STAMP) ## Measure engines and the whole system beside every peer (quiet machine, about an hour)
 	$(BIN)/python -m benchmarks.generation $(if $(DATA),--data $(DATA)) $(if $(STAGES),--stages $(STAGES))
 
 bench-gpu: $(STAMP) ## Measure the engine graph beside transformers on an NVIDIA GPU (five minutes)

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.generation import plan, roofline
 from benchmarks.generation.contestants import SORTED
 from benchmarks.generation.figures import Result
-from benchmarks.generation.goals import FULL, QUICK, judge
+from benchmarks.generation.goals import FULL, QUICK, Verdict, judge
 from benchmarks.generation.plan import Stage
 from benchmarks.generation.report import as_fields, as_markdown, describe_stage, write_docs, write_json
 from benchmarks.generation.stage import Measurement
@@ -25,7 +25,6 @@ from benchmarks.orchestration.processes import REPOSITORY
 RESULTS = REPOSITORY / "benchmarks" / "results" / "generation.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "ctranslate2", "sqlalchemy", "celery")
 SIZES = {"full": plan.full, "quick": plan.quick, "tiny": plan.tiny}
-JUDGED = "small"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run["data"] = "of a file" if options.data else "generated"
     peak = _find_peak(options)
     run["peak_gflop_per_s"] = peak and round(peak / 1e9, 1)
-    measured: dict[str, dict[str, Result]] = {}
+    verdicts: list[Verdict] = []
     run["stages"] = {}
     for stage in SIZES[options.size]():
-        if not options.stages or stage.model in options.stages:
+        if not options.stages or stage.name in options.stages:
             # What a stage leaves behind is a few gigabytes.
             with tempfile.TemporaryDirectory(prefix="gm-bench-") as name:
-                measured[stage.model], run["stages"][stage.model] = _measure(stage, Path(name), options, peak)
-    goals = QUICK if options.size == "quick" else FULL
-    verdicts = judge(goals, measured[JUDGED]) if JUDGED in measured and options.device == "cpu" else []
+                results, run["stages"][stage.name] = _measure(stage, Path(name), options, peak)
+            if stage.is_judged and options.device == "cpu":
+                verdicts = judge(QUICK if options.size == "quick" else FULL, results)
     run["goals"] = as_fields(verdicts)
     sys.stdout.write(as_markdown(run) + "\n")
     is_full = options.size == "full" and not options.data and not options.stages and options.device == "cpu"
@@ -59,7 +58,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="full", help="tiny only shows that every path works")
     parser.add_argument("--data", type=Path, help="JSON Lines with dialogue; without it, generated dialogues")
-    parser.add_argument("--stages", nargs="+", default=[], help="only these models: small, base, gist-tiny")
+    parser.add_argument("--stages", nargs="+", default=[], help="only these: small, small-500, base, gist-tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where all contestants run")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of each contestant")
     parser.add_argument("--output", type=Path, help="where the JSON goes; a short run writes none by itself")
@@ -69,7 +68,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _measure(
     stage: Stage, directory: Path, options: argparse.Namespace, peak: float | None
 ) -> tuple[dict[str, Result], dict[str, Any]]:
-    measurement = Measurement(stage, directory / stage.model, data=options.data, device=options.device, threads=options.threads)
+    measurement = Measurement(stage, directory / stage.name, data=options.data, device=options.device, threads=options.threads)
     results = {result.name: result for result in measurement.run()}
     shape = roofline.read_shape(measurement.model)
     # Every contestant reads the same dialogues; the sorted one counts the tokens of whole batches of them.

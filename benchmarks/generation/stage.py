@@ -146,7 +146,7 @@ class Measurement:
         return path
 
     def _say(self, what: str) -> None:
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {self._stage.model}: {what}\n")
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {self._stage.name}: {what}\n")
         sys.stderr.flush()
 
 
