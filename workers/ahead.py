@@ -46,9 +46,13 @@ class Ahead:
         self.resident = resident
         self.is_unsure = False
         self._reserved: Claim | None = None
+        self._lost: Callable[[], None] = lambda: None
 
-    def claim(self, running: Claim) -> Claim | None:
-        """Reserve the chunk that comes after the running one, or None when none may be reserved."""
+    def claim(self, running: Claim, lost: Callable[[], None]) -> Claim | None:
+        """Reserve the chunk that comes after the running one, or None when none may be reserved.
+
+        `lost` is called, by the runner's thread, when it is not to run after all.
+        """
         asking = partial(
             ahead.claim_ahead,
             claimant=replace(self.claimant, resident=self.resident()),
@@ -65,7 +69,7 @@ class Ahead:
             log.warning("claim_ahead_failed", reason=error.message)
             return None
         if found is not None:
-            self._reserved = found
+            self._reserved, self._lost = found, lost
             self.heartbeat.keep(found)
             log.info("chunk_reserved", job_id=found.job_id, chunk=found.chunk_key, epoch=found.epoch)
             pass_the_bell_on(self.database, self.bells, self.settings)
@@ -77,10 +81,16 @@ class Ahead:
         Raises:
             StoreUnavailable: the database did not answer; the chunk may run all the same.
         """
-        claim = self.forget()
+        claim = self._let_go()
         if claim is None:
             return None
-        if self.database.transact(partial(ahead.begin, claim=claim, lease_s=self.settings.lease_s)):
+        has_begun = False
+        try:
+            has_begun = self.database.transact(partial(ahead.begin, claim=claim, lease_s=self.settings.lease_s))
+        finally:
+            if not has_begun:
+                self._lost()
+        if has_begun:
             return claim
         log.info("reservation_lost", job_id=claim.job_id, chunk=claim.chunk_key, epoch=claim.epoch)
         return None
@@ -97,7 +107,13 @@ class Ahead:
             log.info("reservation_given_back", job_id=claim.job_id, chunk=claim.chunk_key, epoch=claim.epoch)
 
     def forget(self) -> Claim | None:
-        """Renew the reserved chunk no more; return it."""
+        """Renew the reserved chunk no more, for it is not to run; return it."""
+        claim = self._let_go()
+        if claim is not None:
+            self._lost()
+        return claim
+
+    def _let_go(self) -> Claim | None:
         claim, self._reserved = self._reserved, None
         self.heartbeat.keep(None)
         return claim

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.generation import plan, roofline
-from benchmarks.generation.contestants import SORTED
+from benchmarks.generation.contestants import DIRECT
 from benchmarks.generation.figures import Result
 from benchmarks.generation.goals import FULL, QUICK, Verdict, judge
 from benchmarks.generation.plan import Stage
@@ -71,8 +71,8 @@ def _measure(
     measurement = Measurement(stage, directory / stage.name, data=options.data, device=options.device, threads=options.threads)
     results = {result.name: result for result in measurement.run()}
     shape = roofline.read_shape(measurement.model)
-    # Every contestant reads the same dialogues; the sorted one counts the tokens of whole batches of them.
-    tokens = results[SORTED.name].mean_tokens
+    # Every contestant reads the same dialogues, the fast ones all of them, and ctranslate2 called directly is in every stage.
+    tokens = results[DIRECT.name].mean_tokens
     return results, describe_stage(results, shape, limit_flop_per_s=peak, tokens=tokens)
 
 

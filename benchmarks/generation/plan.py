@@ -59,7 +59,19 @@ def full() -> list[Stage]:
     base = (LOOP, SORTED, DIRECT, DIRECT_INT8, *fast)
     return [
         Stage("small", "small", small, (DISTINCT, THRICE, *int8), (TWO_WORKERS,), 2, round_s=40, slow_s=13, tune_rows=40),
-        Stage("small-500", "small", judged, (DISTINCT, THRICE, *int8), (), 2, 180, slow_s=13, tune_rows=40, is_judged=True),
+        Stage(
+            "small-500",
+            "small",
+            judged,
+            (DISTINCT, THRICE, *int8),
+            (),
+            2,
+            180,
+            13,
+            tune_rows=40,
+            least_rows=MOST_ROWS,
+            is_judged=True,
+        ),
         Stage("base", "base", base, (DISTINCT,), (), 2, round_s=25, slow_s=13, tune_rows=16),
         Stage(
             "gist-tiny", "gist-tiny", small, (DISTINCT, THRICE), (), 2, 6, 3, tune_rows=40, most_tokens=128, ends_by_itself=True

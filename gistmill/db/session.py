@@ -23,6 +23,8 @@ WRITE = "gistmill_write"
 BUSY_S = 30
 # How long a writer of SQLite waits between two tries.
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.001, 0.004
+# What else a code says is why: that another connection recovers the log of a database that was just opened, for example.
+PRIMARY_CODE = 0xFF
 ATTEMPTS = 6
 # PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
 REPEATABLE_STATES = frozenset({"40001", "40P01"})
@@ -179,7 +181,7 @@ def _begin_to_write(connection: Connection) -> None:
                 driver.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                if error.sqlite_errorcode & PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     break
             time.sleep(random.uniform(SHORTEST_WAIT_S, LONGEST_WAIT_S))
         # Once more in SQLAlchemy's way, which knows how to raise the driver's errors.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -65,3 +68,24 @@ def test_writer_gives_up_when_the_lock_is_held_for_too_long(file: Database, monk
         assert connection.execute(text("SELECT n FROM written")).scalars().all() == [2]
         # Whatever else has to wait, such as a checkpoint, waits as long as before.
         assert connection.execute(text("PRAGMA busy_timeout")).scalar_one() == session.BUSY_S * 1000
+
+
+def test_writer_waits_for_whoever_recovers_the_log_of_the_file(file: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[int] = []
+
+    class Recovered(sqlite3.Connection):
+        """Answers as SQLite does while another connection goes through the log that a dead process has left."""
+
+        def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            if statement == "BEGIN IMMEDIATE" and len(refused) < 3:
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY_RECOVERY
+                refused.append(error.sqlite_errorcode)
+                raise error
+            return super().execute(statement, *parameters)
+
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", partial(sqlite3.connect, factory=Recovered))
+    other = open_database(str(file.engine.url))
+    other.transact(lambda connection: connection.execute(text("INSERT INTO written VALUES (3)")))
+    other.close()
+    assert len(refused) == 3

@@ -12,6 +12,9 @@ from gistmill.errors import ItemError
 from workers.engine.base import Outcome, Row
 from workers.engine.waiting import Waiting
 
+# How often a lane that has nothing to do asks for further rows while others work.
+ASK_EVERY_S = 0.02
+
 Result = list[Outcome] | ItemError | None
 Attempt = Callable[[list[Row], Callable[[], bool]], Result]
 
@@ -73,14 +76,18 @@ class _Work:
             self.running[self._pool.submit(self._attempt, batch, self._asking)] = batch
 
     def go_on(self) -> bool:
-        """Keep the lanes busy until one ends, or several together; return False when there is no batch, or a stop."""
+        """Keep the lanes busy until one ends, or several together, or an idle one may ask again for further rows.
+
+        Return False when there is no batch, or a stop.
+        """
         batches = self.take()
         if not batches and not self.running:
             return False
         with self._asking.by_lanes():
             # From its first step on a lane may ask.
             self.begin(batches)
-            done = wait(self.running, return_when=FIRST_COMPLETED).done
+            idle_s = ASK_EVERY_S if len(self.running) < self._lanes and self._waiting.may_grow else None
+            done = wait(self.running, timeout=idle_s, return_when=FIRST_COMPLETED).done
         # Those that end together stay in the order in which they were begun.
         for future in [future for future in self.running if future in done]:
             batch, result = self.running.pop(future), future.result()

@@ -44,6 +44,11 @@ class Waiting:
         """Whether there is no batch, and none will come but for those that were taken and fail."""
         return not (self._batches or self._lonely or self._more)
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether further rows may come."""
+        return self._more is not None
+
     def take(self, *, beside: int = 0) -> list[Row] | None:
         """Return the batch to complete next beside so many others, or None when there is none for now."""
         if not self._batches and self._more is not None:

@@ -68,8 +68,16 @@ class Feed:
 
     def count_left(self) -> int | None:
         """Return how many rows the engine has still to make, or None while the reader has pages of this chunk to read."""
-        behind = self._pages.count_behind()
+        behind = self.count_behind()
         return None if behind is None else self._in_flight + behind
+
+    def count_behind(self) -> int | None:
+        """Return how many rows the engine has not been given yet, or None while that is not known."""
+        return self._pages.count_behind()
+
+    def holds(self, outcome: Outcome) -> bool:
+        """True when an outcome is of a unit of this chunk that has none yet."""
+        return outcome.key in self._units
 
     def unit_of(self, outcome: Outcome) -> Unit:
         """Return what an outcome is of; it is forgotten, for there is only one."""

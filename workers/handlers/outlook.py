@@ -45,6 +45,11 @@ class Outlook:
         if failure is not None:
             log.error("not_asked_ahead", exc_info=failure)
 
+    @property
+    def is_open(self) -> bool:
+        """True while it is not known whether a chunk comes next: nobody was asked yet, or there is no answer."""
+        return self._ask is not None and (self._asked is None or not self._asked.done())
+
     def watched(
         self, batches: Iterable[list[Outcome]], count_left: Callable[[], int | None], engine: Engine
     ) -> Iterator[list[Outcome]]:

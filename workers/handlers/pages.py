@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
-from itertools import chain, count
+from itertools import chain
 from types import TracebackType
 from typing import NamedTuple
 
@@ -47,8 +47,9 @@ class Page(NamedTuple):
 class Pages:
     """The pages of one chunk. No two that follow each other have a dialogue in common, so they may be worked on at once.
 
-    `find_template` gives the job's prompt, and is asked only when something is missing. On leaving its block the reader's
-    thread does nothing for this chunk any more.
+    `find_template` gives the job's prompt, and is asked only when something is missing. `keys` gives those of the prompts,
+    which are different from those of other chunks in the same stream. On leaving its block the reader's thread does nothing
+    for this chunk any more.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Pages:
         *,
         find_template: Callable[[], PromptTemplate],
         reader: Executor,
+        keys: Iterator[int],
     ) -> None:
         self._database = database
         self._claim = claim
@@ -68,7 +70,7 @@ class Pages:
         self._is_over = threading.Event()
         self._coming: Future[Page | None] | None = None
         self._rows = PAGE_ROWS
-        self._keys = count()
+        self._keys = keys
 
     def __enter__(self) -> Pages:
         return self
@@ -130,11 +132,13 @@ class Pages:
         """True when nobody has to wait for the page that was begun, if one was."""
         return self._coming is None or self._coming.done()
 
+    def peek(self) -> Page | None:
+        """Return the page that was begun and is ready without taking it, or None when there is no more, or an error."""
+        return None if self._coming is None or self._coming.exception() is not None else self._coming.result()
+
     def find(self) -> Page | None:
         """Return the page that was begun and is ready, or None when there is no more, or an error that `take` raises."""
-        if self._coming is None or self._coming.exception() is not None:
-            return None
-        return self.take()
+        return None if self._coming is None or self._coming.exception() is not None else self.take()
 
     def wait(self) -> None:
         """Return as soon as the page that was begun is ready."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 from gistmill.db import prompts as prompt_rows
@@ -19,12 +20,13 @@ from gistmill.errors import GenerationFailed
 from gistmill.prompts import PromptTemplate
 from gistmill.settings import WorkerSettings
 from gistmill.specs import SummarizeSpec
-from workers.engine.base import Completion, Engine, Failure, Outcome
+from workers.engine.base import Completion, Engine, Failure, Outcome, Row
 from workers.handlers.base import Done, Lease
 from workers.handlers.feeding import Feed
 from workers.handlers.outlook import Outlook
 from workers.handlers.pages import Page, Pages
 from workers.handlers.recording import Recorder
+from workers.handlers.streaming import Next, Stream, Succession
 from workers.handlers.turns import Turns
 from workers.measuring import ChunkMeter, Meter
 from workers.residence import Residence
@@ -46,6 +48,10 @@ class _Chunk(NamedTuple):
         return self.lease.should_stop() or self.recorder.has_failed
 
 
+# Claims the chunk after this one, or None. The second argument is called when that chunk is not to run after all.
+ClaimAhead = Callable[[Claim, Callable[[], None]], Claim | None]
+
+
 class SummarizeHandler:
     """Carries out chunks of summarize jobs.
 
@@ -60,7 +66,7 @@ class SummarizeHandler:
         settings: WorkerSettings,
         *,
         device_name: str = "CPU",
-        claim_ahead: Callable[[Claim], Claim | None] | None = None,
+        claim_ahead: ClaimAhead | None = None,
     ) -> None:
         self.database = Turns.of(database)
         self.residence = residence
@@ -72,39 +78,52 @@ class SummarizeHandler:
         self.meter = Meter(device_name, lambda engine: self.residence.load_s(engine))
         self._parts: dict[int, ModelParts] = {}
         self._templates: dict[tuple[int, str], PromptTemplate] = {}
-        # The chunk that was claimed ahead, and its pages of which the reader takes the first look.
-        self._next: tuple[Claim, Pages] | None = None
+        self._succession = Succession()
+        # Of prompts, which are different in a stream.
+        self._keys = count()
 
     def run(self, claim: Claim, lease: Lease) -> Done:
         """Give every item of the chunk its end; return how many got one, and what notes its speed. See `Handler`."""
         spec = SummarizeSpec.model_validate(claim.spec)
         meter = ChunkMeter(self.meter, Work.of(claim.model_digest, spec.precision, spec.generation))
         ended = 0
-        with (
-            self._open_pages(claim, spec) as pages,
-            Recorder(self.database, claim, lease, writer=self._writer) as recorder,
-            Outlook(self._asking_ahead(claim, spec, lease), reader=self._reader) as outlook,
-        ):
-            while page := pages.look():
-                lease.check()
-                pending = self._work_off(_Chunk(claim, lease, spec, pages, recorder, meter, outlook), page)
-                recorded = recorder.finish()
-                lease.check()
-                if recorded == 0:
-                    raise GenerationFailed("The engine gave no outcome for any row.")
-                ended += recorded
-                # For 1,024 dialogues another look costs as much as the first, and it would find nothing. Whether SQL still has
-                # what it answered to have is compared by `finish`, in one statement.
-                if recorded == pending:
-                    break
+        try:
+            with (
+                self._succession.take_pages(claim) or self._make_pages(claim, spec) as pages,
+                Recorder(self.database, claim, lease, writer=self._writer) as recorder,
+                Outlook(self._asking_ahead(claim, spec, lease), reader=self._reader) as outlook,
+            ):
+                for pending in self._passes(_Chunk(claim, lease, spec, pages, recorder, meter, outlook)):
+                    recorded = recorder.finish()
+                    lease.check()
+                    if recorded == 0:
+                        raise GenerationFailed("The engine gave no outcome for any row.")
+                    ended += recorded
+                    # For 1,024 dialogues another look costs as much as the first, and it would find nothing. Whether SQL still
+                    # has what it answered to have is compared by `finish`, in one statement.
+                    if recorded == pending:
+                        break
+        except BaseException:
+            self._succession.end_stream()
+            raise
         return Done(ended, meter.ending())
 
-    def _work_off(self, chunk: _Chunk, page: Page | None) -> int | None:
+    def _passes(self, chunk: _Chunk) -> Iterator[int | None]:
+        """Go over the chunk until nothing is pending; yield after each time how many items were, None if there may be more."""
+        begun = self._take_turn(chunk)
+        if begun is not None:
+            stream, feed = begun
+            self._take_outcomes(chunk, feed, stream)
+            yield None if chunk.should_stop() else self._work_off(chunk, feed, chunk.pages.take())
+        while page := chunk.pages.look():
+            chunk.lease.check()
+            yield self._work_off(chunk, Feed(chunk.pages), page)
+
+    def _work_off(self, chunk: _Chunk, feed: Feed, page: Page | None) -> int | None:
         """Record what exists of this page and those behind it and generate the rest, until there is a reason to stop.
 
         Return how many items were found pending, or None when there may be more.
         """
-        feed = Feed(chunk.pages)
         while page is not None:
             feed.note(page)
             # Before the engine, which may have to be loaded.
@@ -139,26 +158,44 @@ class SummarizeHandler:
         page = chunk.pages.read(page, engine, chunk.should_stop)
         if not page.is_read:
             return
-        parts = self._find_parts(chunk.claim)
-        more = partial(feed.more, engine)
-        batches = chunk.meter.timed(
+        stream = Stream(
             engine,
-            engine.complete(feed.enter(page, engine), chunk.spec.generation, chunk.should_stop, more),
-            version_digest=parts.adapter_digest or parts.base_digest,
+            chunk.spec.generation,
+            feed,
+            page,
+            should_stop=chunk.should_stop,
+            follow=partial(self._follow, chunk, feed, engine),
         )
-        passed = chunk.outlook.watched(feed.through(batches), feed.count_left, engine)
+        self._take_outcomes(chunk, feed, self._succession.begin(stream))
+
+    def _take_outcomes(self, chunk: _Chunk, feed: Feed, stream: Stream) -> None:
+        """Hand over to be recorded what the stream makes of this chunk."""
+        engine, parts = stream.engine, self._find_parts(chunk.claim)
+        timed = partial(chunk.meter.timed, engine, version_digest=parts.adapter_digest or parts.base_digest)
+        passed = chunk.outlook.watched(feed.through(stream.outcomes(timed)), feed.count_left, engine)
         for outcomes in gathered(passed, for_s=self.settings.commit_s):
             _record(chunk, feed, outcomes, engine)
         _record_found(chunk, feed)
+        self._succession.leave(stream)
 
-    def _open_pages(self, claim: Claim, spec: SummarizeSpec) -> Pages:
-        """Return the chunk's pages: those that were begun before its turn came, if it was claimed ahead."""
-        begun, self._next = self._next, None
-        if begun is not None:
-            if begun[0] is claim:
-                return begun[1]
-            begun[1].close()
-        return Pages(self.database, claim, spec, find_template=partial(self._find_template, claim, spec), reader=self._reader)
+    def _follow(self, chunk: _Chunk, feed: Feed, engine: Engine) -> tuple[Feed, list[Row]] | list[Row] | None:
+        """Let the chunk that was claimed ahead go into the engine behind this one; see `streaming.Follow`."""
+        return [] if chunk.outlook.is_open else self._succession.follow(chunk.claim, feed, engine)
+
+    def _take_turn(self, chunk: _Chunk) -> tuple[Stream, Feed] | None:
+        """Return the stream that has begun with this chunk, and what it was fed with, or None."""
+        stream = self._succession.find_stream()
+        if stream is None:
+            return None
+        assert stream.behind is not None
+        engine = self._get_engine(chunk)
+        assert engine is stream.engine, "no engine comes or goes between two chunks of one stream"
+        follow = partial(self._follow, chunk, stream.behind, engine)
+        return stream, stream.turn(should_stop=chunk.should_stop, follow=follow)
+
+    def _make_pages(self, claim: Claim, spec: SummarizeSpec) -> Pages:
+        find_template = partial(self._find_template, claim, spec)
+        return Pages(self.database, claim, spec, find_template=find_template, reader=self._reader, keys=self._keys)
 
     def _asking_ahead(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Callable[[Engine], None] | None:
         """Return what claims the chunk after this one and begins to look at it, in the reader's thread."""
@@ -167,12 +204,13 @@ class SummarizeHandler:
             return None
 
         def ask(engine: Engine) -> None:
-            found = None if lease.reason() is not None else claim_ahead(claim)
+            found = None if lease.reason() is not None else claim_ahead(claim, self._succession.give_up)
             if found is not None:
                 asked = SummarizeSpec.model_validate(found.spec)
-                pages = self._open_pages(found, asked)
-                self._next = found, pages
-                pages.look_ahead(engine if self._runs_on(found, asked) == self._runs_on(claim, spec) else None)
+                runs_alike = self._runs_on(found, asked) == self._runs_on(claim, spec)
+                pages = self._make_pages(found, asked)
+                self._succession.announce(Next(found, pages, runs_alike and asked.generation == spec.generation))
+                pages.look_ahead(engine if runs_alike else None)
 
         return ask
 
