@@ -22,6 +22,7 @@ from workers.heartbeat import EXIT_HUNG, Heartbeat, Watch
 
 
 def test_lease_is_renewed_only_while_the_work_progresses(database: Database, bench: Bench) -> None:
+    bench.heartbeat.settings = FAST.model_copy(update={"lease_s": 2.0})
     make_job(database, TEXTS)
     claim = take(database, bench.runner.claimant, lease_s=2)
     assert claim is not None

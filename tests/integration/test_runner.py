@@ -142,7 +142,7 @@ def test_drain_records_what_is_done_and_gives_the_chunk_back(bench: Bench) -> No
 
 
 def test_pause_gives_the_chunk_back_and_cancel_closes_it(bench: Bench) -> None:
-    bench.engine = lambda: FakeEngine(seconds_per_row=0.1, max_rows=1)
+    bench.engine = lambda: FakeEngine(seconds_per_row=0.5, max_rows=1)
     job = make_job(bench.database, TEXTS)
     worker = threading.Thread(target=bench.runner.work)
     worker.start()
