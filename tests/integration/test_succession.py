@@ -15,6 +15,8 @@ from sqlalchemy import func, select
 from gistmill.db import ahead
 from gistmill.db.check import check
 from gistmill.db.claim import Claim
+from gistmill.db.pending import Unit
+from gistmill.db.results import Made
 from gistmill.db.tables import dialogues, generations, results
 from gistmill.specs import GenerationParameters
 from tests.support.bench import FAST, Bench, work_until_completed
@@ -25,7 +27,8 @@ from workers.engine.base import Outcome, Row
 from workers.engine.fake import FakeEngine
 from workers.engine.graph import engine as graph
 from workers.engine.graph.stream import Stream
-from workers.handlers import outlook
+from workers.handlers import outlook, summarize
+from workers.heartbeat import Watch
 
 # Chunks take them in the order of their lengths.
 TEXTS = [f"dialogue number {number:02}" + "!" * number for number in range(16)]
@@ -41,9 +44,9 @@ class Lanes(FakeEngine):
 
     lanes = 2
 
-    def __init__(self, bench: Bench, *, wait_s: float = 5.0) -> None:
+    def __init__(self, bench: Bench, *, wait_s: float = 5.0, waiting: tuple[int, ...] = (3, 7)) -> None:
         super().__init__(max_rows=1, seconds_per_row=0.02)
-        self.bench, self.wait_s = bench, wait_s
+        self.bench, self.wait_s, self.waiting = bench, wait_s, waiting
         self.calls = 0
         self.begun: list[int] = []
         self.ended: list[tuple[int, list[int]]] = []
@@ -59,7 +62,7 @@ class Lanes(FakeEngine):
         number = number_of(rows[0])
         self.begun.append(number)
         self.chunks_recorded.append(recorded_chunks(self.bench))
-        if number in (3, 7):
+        if number in self.waiting:
             until = time.monotonic() + self.wait_s
             while not self.has_begun_behind(number) and time.monotonic() < until and not should_stop():
                 time.sleep(0.005)
@@ -153,9 +156,7 @@ def test_chunk_with_other_parameters_waits_for_its_turn(succeeding: Bench, other
     make_job(succeeding.database, TEXTS[:4], per_chunk=PER_CHUNK)
     job = make_job(succeeding.database, TEXTS[4:], per_chunk=PER_CHUNK, spec=other)
     succeeding.runner.work()
-    first = engine.begun.index(next(number for number in engine.begun if number >= 4))
-    assert sorted(engine.begun[:first]) == [0, 1, 2, 3]
-    assert len(engine.chunks_recorded[first]) == 1
+    assert sorted(dict(engine.ended)[3]) == [0, 1, 2, 3]
     assert job_row(succeeding.database, job)["succeeded"] == 12
 
 
@@ -211,23 +212,71 @@ def test_drain_ends_the_stream_and_gives_both_chunks_back(succeeding: Bench) -> 
 
 def test_failure_is_paid_by_the_chunk_whose_turn_it_is_and_only_once(succeeding: Bench) -> None:
     class Broken(Lanes):
-        """Fails with every row of the second chunk while one of the first runs."""
+        """Fails with every row of another chunk while the first one runs."""
 
         def _forward(self, rows: Sequence[Row], *args: Any) -> list[Outcome] | None:
-            if number_of(rows[0]) // PER_CHUNK == 1 and costs(self.bench, job)[0][0] == "running":
+            if number_of(rows[0]) >= PER_CHUNK and costs(self.bench, job)[0][0] == "running":
                 broken.append(number_of(rows[0]))
-                raise KeyError("a bug that only rows of this chunk meet")
+                raise KeyError("a bug that the rows of the first chunk do not meet")
             return super()._forward(rows, *args)
 
     broken: list[int] = []
-    use(succeeding, Broken(succeeding, wait_s=0.5))
+    # Nothing is recorded before the error, so that the first chunk has as many rows to make the second time.
+    succeeding.handler.settings = FAST.model_copy(update={"commit_s": 60.0})
+    engine = use(succeeding, Broken(succeeding, wait_s=0.5))
     job = make_job(succeeding.database, TEXTS, per_chunk=PER_CHUNK)
     work_until_completed(succeeding, job)
     assert len(broken) == 1
-    # The second chunk was not touched by it, and the first one ran without another behind it the second time.
+    # The second chunk was not touched by it, and the first one, though it was claimed ahead behind that, waited for its turn.
+    begun = next(begun for number, begun in engine.ended if number == 7)
+    assert [begun.count(number) for number in range(PER_CHUNK)] == [1] * PER_CHUNK
     assert costs(succeeding, job)[:2] == [("done", 2, 1, 0), ("done", 1, 0, 0)]
     assert job_row(succeeding.database, job)["succeeded"] == 16
     assert check(succeeding.database) == []
+
+
+def test_error_of_the_handler_leaves_the_next_chunk_to_a_stream_of_its_own(
+    succeeding: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = summarize._made
+    failed: list[str] = []
+
+    def fail_once(unit: Unit, *args: Any) -> Made:
+        if unit.text == TEXTS[2] and not failed:
+            failed.append(unit.text)
+            raise ValueError("a bug, while another row of this chunk is still being made")
+        return real(unit, *args)
+
+    class Three(Lanes):
+        lanes = 3
+
+        def has_begun_behind(self, number: int) -> bool:
+            return bool(failed) if number == 3 else super().has_begun_behind(number)
+
+    monkeypatch.setattr(summarize, "_made", fail_once)
+    engine = use(succeeding, Three(succeeding, waiting=(2, 3)))
+    job = make_job(succeeding.database, TEXTS, per_chunk=PER_CHUNK)
+    work_until_completed(succeeding, job)
+    assert 4 in next(begun for number, begun in engine.ended if number == 2), "the next chunk had begun"
+    assert costs(succeeding, job)[:2] == [("done", 2, 1, 0), ("done", 1, 0, 0)]
+    assert check(succeeding.database) == []
+
+
+def test_pages_of_the_next_chunk_are_not_taken_for_those_of_another(succeeding: Bench) -> None:
+    succeeding.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    job = make_job(succeeding.database, TEXTS, per_chunk=PER_CHUNK)
+    ran: list[int] = []
+    for _ in range(2):
+        claim = take(succeeding.database, succeeding.runner.claimant)
+        assert claim is not None
+        watch = Watch(claim, write_until=float("inf"), drain=threading.Event())
+        assert succeeding.handler.run(claim, watch).ended == PER_CHUNK
+        ran.append(claim.chunk_key)
+    keys = [row["key"] for row in chunk_rows_of(succeeding.database, job)]
+    # The second one was only reserved, and its pages begun.
+    assert ran == [keys[0], keys[2]]
+    assert recorded_chunks(succeeding) == set(ran)
+    assert sorted(summaries_of(succeeding, job)) == sorted(TEXTS[:4] + TEXTS[8:12])
 
 
 def test_page_of_the_next_chunk_that_comes_late_still_joins(succeeding: Bench) -> None:
