@@ -16,6 +16,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tests.support.nursery import MOST_BYTES
@@ -51,25 +52,36 @@ def main(kind: str, door: socket.socket) -> int:
             if ready is door:
                 lines.append(door.accept()[0])
                 continue
-            message, descriptors, _, _ = socket.recv_fds(ready, MOST_BYTES, MOST_DESCRIPTORS)
-            if not message:
+            question, descriptors = hear(ready)
+            if not question:
                 lines.remove(ready)
                 ready.close()
-                continue
-            question = json.loads(message)
-            if "ended" in question:
-                answer = {"status": find_status(question["ended"])}
-            else:
-                pid = os.fork()
-                if pid == 0:
-                    for mine in (door, *lines):
-                        mine.close()
-                    settle(question, descriptors)
-                    return run(question["arguments"])
+            elif "ended" in question:
+                tell(ready, status=find_status(question["ended"]))
+            elif pid := os.fork():
                 for descriptor in descriptors:
                     os.close(descriptor)
-                answer = {"pid": pid}
-            ready.send(json.dumps(answer).encode())
+                tell(ready, pid=pid)
+            else:
+                for mine in (door, *lines):
+                    mine.close()
+                settle(question, descriptors)
+                return run(question["arguments"])
+
+
+def hear(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Return a question and the descriptors that come with it; an empty one when who asked has hung up or died."""
+    try:
+        message, descriptors, _, _ = socket.recv_fds(line, MOST_BYTES, MOST_DESCRIPTORS)
+    except OSError:
+        return {}, []
+    return json.loads(message or "{}"), descriptors
+
+
+def tell(line: socket.socket, **answer: int | None) -> None:
+    """Answer, unless who asked has died."""
+    with suppress(OSError):
+        line.send(json.dumps(answer).encode())
 
 
 def find_worker() -> Callable[[list[str]], int]:
