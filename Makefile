@@ -7,8 +7,9 @@ STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where this is set, each of the thousand processes that the tests start would compile all of Gistmill again.
 unexport PYTHONDONTWRITEBYTECODE
-# How many tests run side by side. Files stay together in `make test`, for many share a model; the fault list is dealt out test
-# by test. A test marked `alone` has no other beside it. Without: make test SIDE_BY_SIDE=0
+# How many tests run side by side. Each process gets its share in one piece and takes half of another's rest when it is through:
+# so nearly every file stays in one process, for many share a model or a stack, and none is idle at the end. A test marked
+# `alone` has no other beside it. Without: make test SIDE_BY_SIDE=0
 SIDE_BY_SIDE ?= 2
 FAULTS_SIDE_BY_SIDE ?= 3
 
@@ -36,10 +37,9 @@ demo-finetune: $(STAMP) ## Tune the built-in base with LoRA, kill its worker hal
 demo-experiment: $(STAMP) ## Run the whole notebook on the built-in base, kill a worker on the way, report
 	$(BIN)/python examples/demo_experiment.py
 
-# Files in the order of their names: by their number of tests the longest file, which has few, would come last and alone.
 test: $(STAMP) ## Run the checks and all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest --numprocesses $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(SIDE_BY_SIDE) --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP) ## Lint, types and import contracts
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ import pytest
 
 from gistmill.db.session import Database, open_database
 from tests.support.databases import NoPostgreSQL, PostgreSQLServer, SQLiteFiles
+from tests.support.fleet import Fleet
+from tests.support.nursery import Nursery
 from tests.support.servers import RedisServer
 from tests.support.turnstile import Turnstile
 
@@ -126,3 +128,34 @@ def redis_url(redis_server: RedisServer) -> str:
     """The URL of an empty Redis."""
     redis_server.flush()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def worker_nursery() -> Iterator[Nursery]:
+    """What forks workers."""
+    made = Nursery("worker")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def forked_workers(worker_nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of a fleet are forks. Without, each is a program of its own."""
+    monkeypatch.setattr(Fleet, "nursery", worker_nursery)
+
+
+@pytest.fixture(scope="session")
+def training_nursery() -> Iterator[Nursery]:
+    """What forks training children."""
+    made = Nursery("training")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Fleet]:
+    """A fleet without workers yet."""
+    made = Fleet(tmp_path / "fleet", database_url, redis_url)
+    yield made
+    made.stop()
+    print(made.logs())

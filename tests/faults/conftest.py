@@ -8,26 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.fleet import Fleet
-from tests.support.nursery import Nursery
 from tests.support.servers import RedisServer
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nursery() -> Iterator[None]:
-    """Workers are forks of one process here. tests/system starts each as a program of its own."""
-    Fleet.nursery = made = Nursery()
-    yield
-    made.close()
-    Fleet.nursery = None
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Fleet]:
-    """A fleet without workers yet."""
-    made = Fleet(tmp_path / "fleet", database_url, redis_url)
-    yield made
-    made.stop()
-    print(made.logs())
+@pytest.fixture(autouse=True)
+def fork_workers(forked_workers: None) -> None:
+    """Workers are forks of one process here."""
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_commit_whose_reply_is_lost_is_found_and_not_repeated(scoring: Scoring, 
 @pytest.mark.parametrize(("point", "nth"), [("scores.begun", 2), ("aggregate.begun", 1)])
 def test_scoring_zombie_past_its_lease_writes_nothing(scoring: Scoring, point: str, nth: int) -> None:
     # Not SIGSTOP: it may fall while the heart writes, and nobody could write to SQLite then.
-    zombie = scoring.start(hang_at(point, 8.0, nth=nth), GISTMILL_WORKER__METRIC_STALL_S="0.5")
+    zombie = scoring.start(hang_at(point, 5.0, nth=nth), GISTMILL_WORKER__METRIC_STALL_S="0.5")
     scoring.wait_for_blow()
     scoring.start()
     scoring.wait_for_end()

@@ -25,7 +25,9 @@ from tests.support.faults import kill_at, stop_at
 from tests.support.finetune import load_pairs, submit_finetune
 from tests.support.fleet import Fleet, WorkerProcess
 from tests.support.jobs import first_tenant
+from tests.support.nursery import Nursery
 from tests.support.servers import wait_until
+from tests.support.trainings import ADDRESS
 
 STEPS = 8
 FIELDS: dict[str, Any] = {"method": "lora", "rank": 4, "batch_size": 8, "max_steps": STEPS, "checkpoint_every": 2}
@@ -80,7 +82,9 @@ class Training:
 
 
 @pytest.fixture
-def training(database: Database, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Training]:
+def training(
+    database: Database, database_url: str, redis_url: str, tmp_path: Path, training_nursery: Nursery
+) -> Iterator[Training]:
     """The fleet without workers yet."""
     settings = api_settings(tmp_path / "api")
     with listening_api(database, settings) as api:
@@ -90,6 +94,7 @@ def training(database: Database, database_url: str, redis_url: str, tmp_path: Pa
             "GISTMILL_WORKER__ENGINE": "transformers",
             "GISTMILL_WORKER__CHECKPOINT_SEND_S": "0",
             "GISTMILL_WORKER__THREADS": "1",
+            ADDRESS: str(training_nursery.address),
         }
         fleet = Fleet(tmp_path / "fleet", database_url, redis_url, environment)
         pairs = [(example.dialogue, example.summary) for example in generate(32, seed=5, split="train")]
@@ -127,6 +132,8 @@ def test_worker_stopped_past_its_lease_wakes_and_changes_nothing(training: Train
 
 @pytest.mark.timeout(240)
 def test_child_that_is_killed_is_started_again_from_its_checkpoint(training: Training) -> None:
+    # Here a child is a program of its own, and the worker's; elsewhere it is a fork.
+    del training.fleet.environment[ADDRESS]
     job_id = training.submit(max_steps=STEPS)
     worker = training.start()
     wait_until(lambda: len(training.steps(job_id)) >= 1, timeout_s=TRAINING_S, what="a first step")

@@ -9,6 +9,9 @@ import pytest
 
 from gistmill.db.session import Database
 from tests.support.bench import Bench, running_bench
+from tests.support.nursery import Nursery
+from tests.support.trainings import ForkingSubprocess
+from workers.training import child
 
 
 @pytest.fixture
@@ -16,3 +19,9 @@ def bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]
     """A worker without its process."""
     with running_bench(database, redis_url, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def forked_trainings(training_nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training children of this process are forks. Without, each is a program of its own."""
+    monkeypatch.setattr(child, "subprocess", ForkingSubprocess(training_nursery))

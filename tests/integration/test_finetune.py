@@ -1,4 +1,7 @@
-"""A finetune chunk with a real training child: its curve, its model, and what pause, cancel and death leave."""
+"""A finetune chunk with a real training child: its curve, its model, and what pause, cancel and death leave.
+
+In the first test the child is a program of its own, as a worker starts it; in others it is a fork (tests/support/nursery.py).
+"""
 
 from __future__ import annotations
 
@@ -133,6 +136,7 @@ def test_training_makes_one_model_with_lineage_and_a_whole_curve(trainer: Traine
     assert not (trainer.root / job_id).exists()
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_paused_training_goes_on_from_its_checkpoint_as_if_never_stopped(trainer: Trainer) -> None:
     whole = trainer.submit(name="whole")
     trainer.runner.work()
@@ -150,6 +154,7 @@ def test_paused_training_goes_on_from_its_checkpoint_as_if_never_stopped(trainer
     assert trainer.losses(stopped) == trainer.losses(whole)
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_cancelled_training_ends_within_five_seconds_and_leaves_nothing(trainer: Trainer) -> None:
     job_id = trainer.submit(max_steps=100_000, epochs=1)
     thread = trainer.work_aside()
@@ -173,6 +178,7 @@ def test_model_that_was_published_before_a_crash_is_not_trained_again(trainer: T
     assert trainer.losses(job_id) == []
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_another_host_goes_on_from_the_checkpoint_that_the_api_has(trainer: Trainer, tmp_path: Path) -> None:
     whole = trainer.submit(name="whole")
     trainer.runner.work()
@@ -196,6 +202,7 @@ def test_another_host_goes_on_from_the_checkpoint_that_the_api_has(trainer: Trai
     assert digests["whole"] == digests["stopped"]
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_files_of_a_training_that_another_host_has_ended_go(trainer: Trainer) -> None:
     failed, other = trainer.submit(targets=("nothing",)), trainer.submit(name="other")
     cancel(trainer.database, first_tenant(trainer.database), other)
@@ -209,6 +216,7 @@ def test_files_of_a_training_that_another_host_has_ended_go(trainer: Trainer) ->
     assert [directory.exists() for directory in left] == [True, False, False]
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_unknown_targets_fail_the_job_and_name_those_that_exist(trainer: Trainer) -> None:
     job_id = trainer.submit(targets=("q", "query"))
     trainer.runner.work()

@@ -64,6 +64,7 @@ def resumed_from(inputs: Path, tmp_path: Path, number: int, method: str) -> Trai
     return make_plan(inputs, tmp_path / str(number), method, epochs=4, resume_dirs=earlier)
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_a_run_that_is_killed_at_three_random_steps_equals_one_that_is_not(inputs: Path, tmp_path: Path) -> None:
     """Both methods at once: most of the time goes into starting processes."""
     seed = random.randrange(10**6)
@@ -102,6 +103,7 @@ def kill_thrice(
     return last, events, [*resumed_steps, *(event.resumed_step for event in events if isinstance(event, Started))]
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_a_child_that_is_asked_to_stop_halts_at_the_next_step(inputs: Path, tmp_path: Path) -> None:
     plan = make_plan(inputs, tmp_path, "lora", epochs=1000, checkpoint_every=100_000)
     with TrainingChild(plan) as child:

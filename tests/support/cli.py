@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.nursery import Nursery
 from tests.support.servers import die_with_parent, wait_until
 
 
@@ -38,10 +40,14 @@ class Done:
 
 @dataclass
 class Home:
-    """A data directory and the environment around it, with the fake engine and short periods."""
+    """A data directory and the environment around it, with the fake engine and short periods.
+
+    With a nursery the commands that it runs to their end, and gives no input, are forks: a second of imports less for each.
+    """
 
     path: Path
     environment: dict[str, str] = field(default_factory=dict)
+    nursery: Nursery | None = None
 
     def env(self) -> dict[str, str]:
         """Return the environment of commands."""
@@ -74,6 +80,8 @@ class Home:
 
     def run(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 90.0) -> Done:
         """Run a command to its end."""
+        if self.nursery is not None and not stdin:
+            return self._fork(self.nursery, arguments, timeout_s)
         done = subprocess.run(
             [sys.executable, "-c", "from gistmill.cli import main; main()", *arguments],
             env=self.env(),
@@ -82,6 +90,18 @@ class Home:
             timeout=timeout_s,
         )
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def _fork(self, nursery: Nursery, arguments: tuple[str, ...], timeout_s: float) -> Done:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            descriptors = {1: out.fileno(), 2: err.fileno()}
+            process = nursery.fork(arguments, environment=self.env(), descriptors=descriptors)
+            try:
+                status = process.wait(timeout_s)
+            finally:
+                process.send_signal(signal.SIGKILL)
+            out.seek(0)
+            err.seek(0)
+            return Done(status, out.read().decode(), err.read().decode())
 
     def processes(self) -> list[int]:
         """Return the ids of living processes that belong to this home."""
@@ -125,9 +145,12 @@ class Home:
 
 
 @contextmanager
-def running_stack(directory: Path) -> Iterator[Home]:
-    """Give a home in which a stack with the fake engine runs; at the end it stops, and nothing of it is left."""
-    home = Home(directory)
+def running_stack(directory: Path, nursery: Nursery) -> Iterator[Home]:
+    """Give a home in which a stack with the fake engine runs; at the end it stops, and nothing of it is left.
+
+    Its commands are forks of the nursery.
+    """
+    home = Home(directory, nursery=nursery)
     up = home.start("up")
     state = home.path / "stack.json"
     wait_until(lambda: state.exists() and "ready" in state.read_text(), timeout_s=60, what="the stack")

@@ -106,7 +106,7 @@ class Fleet:
     def _begin(self, arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes] | ForkedProcess:
         with log.open("wb") as output:
             if self.nursery is not None:
-                return self.nursery.fork(arguments, environment=environment, log=log)
+                return self.nursery.fork(arguments, environment=environment, descriptors=dict.fromkeys((1, 2), output.fileno()))
             return subprocess.Popen(
                 [sys.executable, "-m", "tests.support.children.drilled_worker", *arguments],
                 env=environment,

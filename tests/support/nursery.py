@@ -1,30 +1,34 @@
-"""A process that forks workers with their imports behind them: a worker's start is then a tenth of a second instead of two."""
+"""A process that forks others with their imports behind them: a start is then a tenth of a second, not one, two or ten."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any
 
 from tests.support.servers import die_with_parent
 
 POLL_S = 0.01
+MOST_BYTES = 2**17
 
 
 class ForkedProcess:
     """A child of the nursery, with what tests use of `subprocess.Popen`; threads may share it."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
-        self._nursery = nursery
+    def __init__(self, line: Line, pid: int, stdout: IO[bytes] | None = None) -> None:
+        self._line = line
         self._asking = threading.Lock()
         self.pid = pid
+        self.stdout = stdout
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -32,19 +36,19 @@ class ForkedProcess:
         # How it ended is told once: of two threads that asked at the same moment, the later one would ask for nobody.
         with self._asking:
             if self.returncode is None:
-                self.returncode = self._nursery.ask(ended=self.pid)["status"]
+                self.returncode = self._line.ask({"ended": self.pid})["status"]
             return self.returncode
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """Return the exit status.
 
         Raises:
             subprocess.TimeoutExpired: it still runs after this time.
         """
-        deadline = time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(f"worker {self.pid}", timeout)
+            if timeout is not None and deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
             time.sleep(POLL_S)
         return status
 
@@ -54,35 +58,66 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
 
-class Nursery:
-    """Starts drilled workers by forking; threads may share it."""
+class Line:
+    """A connection to a nursery; threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: Path) -> None:
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.children.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=die_with_parent,
-        )
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(str(address))
 
-    def fork(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> ForkedProcess:
-        """Start a worker with these arguments, this environment and nothing else of the test's; it appends to the log."""
-        answer = self.ask(arguments=list(arguments), environment=dict(environment), log=str(log))
-        return ForkedProcess(self, answer["pid"])
+    def fork(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        descriptors: Mapping[int, int],
+        is_leader: bool = False,
+    ) -> ForkedProcess:
+        """Start one with these arguments, this environment, and nothing else of the test's but the descriptors.
 
-    def ask(self, **question: object) -> dict[str, Any]:
-        """Ask the process and return its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        Each is given as its number there and the one here. A leader has a session of its own.
+        """
+        question = {
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "targets": list(descriptors),
+            "is_leader": is_leader,
+        }
+        return ForkedProcess(self, self.ask(question, list(descriptors.values()))["pid"])
+
+    def ask(self, question: Mapping[str, object], descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        """Ask the nursery and return its answer."""
         with self._lock:
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+            socket.send_fds(self._socket, [json.dumps(question).encode()], descriptors)
+            answer: dict[str, Any] = json.loads(self._socket.recv(MOST_BYTES))
         return answer
+
+    def hang_up(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+
+class Nursery(Line):
+    """Starts processes of one kind by forking: `worker`, a drilled worker; `command`, the command line; `training`, a child."""
+
+    def __init__(self, kind: str = "worker") -> None:
+        self._directory = TemporaryDirectory(prefix="gm-nursery-")
+        self.address = Path(self._directory.name, "door")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.bind(str(self.address))
+            door.listen()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.children.nursery", kind, str(door.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[door.fileno()],
+                preexec_fn=die_with_parent,
+            )
+        super().__init__(self.address)
 
     def close(self) -> None:
         """End the process, and with it what it forked."""
+        self.hang_up()
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._directory.cleanup()

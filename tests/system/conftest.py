@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from tests.support.fleet import Fleet
+from tests.support.cli import Home, running_stack
+from tests.support.nursery import Nursery
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Nursery]:
+    """What forks commands."""
+    made = Nursery("command")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, commands: Nursery) -> Iterator[Home]:
+    """A running stack with the fake engine, for the tests of one file. Its commands are forks."""
+    with running_stack(tmp_path_factory.mktemp("stack") / "home", commands) as home:
+        yield home
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Fleet]:
-    """A fleet without workers yet."""
-    made = Fleet(tmp_path / "fleet", database_url, redis_url)
-    yield made
-    made.stop()
-    print(made.logs())
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let nothing run beside these tests: each starts several processes and waits for them as long as a user would.
-
-    The commands of the files *_cli.py are waited for much longer than they take.
-    """
-    folder = Path(__file__).parent
-    for item in items:
-        if folder in item.path.parents and not item.path.name.endswith("_cli.py"):
-            item.add_marker("alone")
+def programs(stack: Home) -> Home:
+    """The same stack, and each command a program that has imported nothing before, as a user's is."""
+    return replace(stack, nursery=None)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.cli import Done, Home, running_stack
+from tests.support.cli import Done, Home
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A running stack with the fake engine."""
-    with running_stack(tmp_path_factory.mktemp("cli") / "home") as home:
-        yield home
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -31,29 +24,29 @@ def counts(done: Done) -> dict[str, int]:
     return {name: done.json["counts"][name] for name in ("items", "distinct", "generated", "shared", "failed")}
 
 
-def test_every_command_answers_in_text_and_json(stack: Home, tmp_path: Path) -> None:
+def test_every_command_answers_in_text_and_json(programs: Home, tmp_path: Path) -> None:
     calls = write(tmp_path / "calls.jsonl", {"dialogue": "A: one"}, {"dialogue": "A: two"}, {"dialogue": "A: one"})
-    done = stack.run("summarize", str(calls), "--model", "gist-tiny", "--json")
+    done = programs.run("summarize", str(calls), "--model", "gist-tiny", "--json")
     assert done.status == 0, done.err
     assert counts(done) == {"items": 3, "distinct": 2, "generated": 2, "shared": 1, "failed": 0}
     job = done.json["id"]
-    assert stack.run("jobs", "list", "--json").json[0]["id"] == job
-    assert job in stack.run("jobs", "list").out
-    assert stack.run("jobs", "show", job, "--json").json["state"] == "completed"
-    assert "completed" in stack.run("jobs", "show", job).out
-    results = [json.loads(line) for line in stack.run("jobs", "results", job).out.splitlines()]
+    assert programs.run("jobs", "list", "--json").json[0]["id"] == job
+    assert job in programs.run("jobs", "list").out
+    assert programs.run("jobs", "show", job, "--json").json["state"] == "completed"
+    assert "completed" in programs.run("jobs", "show", job).out
+    results = [json.loads(line) for line in programs.run("jobs", "results", job).out.splitlines()]
     assert [result["row"] for result in results] == [0, 1, 2]
-    assert stack.run("jobs", "errors", job).out == ""
-    dataset = stack.run("datasets", "add", str(calls), "--json").json
+    assert programs.run("jobs", "errors", job).out == ""
+    dataset = programs.run("datasets", "add", str(calls), "--json").json
     assert (dataset["rows"], dataset["dialogues"]) == (3, 2)
-    assert stack.run("datasets", "show", dataset["id"], "--json").json["id"] == dataset["id"]
-    assert dataset["id"] in stack.run("datasets", "list").out
-    assert "gist-tiny" in stack.run("models", "list").out
-    assert stack.run("models", "show", "gist-tiny", "--json").json["architecture"] == "T5ForConditionalGeneration"
-    assert stack.run("workers", "--json").json[0]["state"] in ("idle", "busy")
-    rows = stack.run("sql", f"select item_id, shared from v_summaries where job_id = '{job}' order by row_number", "--json")
+    assert programs.run("datasets", "show", dataset["id"], "--json").json["id"] == dataset["id"]
+    assert dataset["id"] in programs.run("datasets", "list").out
+    assert "gist-tiny" in programs.run("models", "list").out
+    assert programs.run("models", "show", "gist-tiny", "--json").json["architecture"] == "T5ForConditionalGeneration"
+    assert programs.run("workers", "--json").json[0]["state"] in ("idle", "busy")
+    rows = programs.run("sql", f"select item_id, shared from v_summaries where job_id = '{job}' order by row_number", "--json")
     assert rows.json == [{"item_id": "1", "shared": 0}, {"item_id": "2", "shared": 0}, {"item_id": "3", "shared": 1}]
-    assert stack.run("version").out.strip()
+    assert programs.run("version").out.strip()
 
 
 def test_dry_run_says_what_the_job_would_do_and_submits_nothing(stack: Home, tmp_path: Path) -> None:
@@ -128,11 +121,11 @@ def test_default_model_out_of_reach_names_what_to_do(stack: Home, tmp_path: Path
 
 def test_wrong_token_ends_with_status_5_and_no_server_with_1(stack: Home) -> None:
     url = json.loads((stack.path / "stack.json").read_text())["url"]
-    foreign = Home(stack.path, {"GISTMILL_API__URL": url, "GISTMILL_API__TOKEN": "wrong"})
+    foreign = replace(stack, environment={"GISTMILL_API__URL": url, "GISTMILL_API__TOKEN": "wrong"})
     done = foreign.run("jobs", "list")
     assert done.status == 5
     assert "GISTMILL_API__TOKEN" in done.err
-    assert Home(stack.path, {"GISTMILL_API__URL": url}).run("jobs", "list").status == 5
+    assert replace(stack, environment={"GISTMILL_API__URL": url}).run("jobs", "list").status == 5
 
 
 def test_usage_errors_end_with_status_2(stack: Home) -> None:

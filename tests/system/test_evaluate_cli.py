@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Home, running_stack
+from tests.support.cli import Home
 
 pytestmark = pytest.mark.timeout(240)
 
 ROWS = [{"id": f"r{n}", "dialogue": f"Ann: bring part {n}\nBen: yes", "summary": f"Ann asks for part {n}."} for n in range(6)]
 RESULTS = ",human,original,full\n" + "".join(f"{n},Ann asks for part {n}.,Ben says yes,Ann asks for {n}\n" for n in range(6))
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A running stack with the fake engine."""
-    with running_stack(tmp_path_factory.mktemp("evaluate") / "home") as home:
-        yield home
 
 
 @pytest.fixture
@@ -39,30 +31,30 @@ def calls(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_models_are_compared_and_read_back_in_every_form(stack: Home, calls: str, tmp_path: Path) -> None:
-    done = stack.run("evaluate", calls, "--models", "gist-tiny,gist-tiny-base", "--limit", "5", "--resamples", "200")
+def test_models_are_compared_and_read_back_in_every_form(programs: Home, calls: str, tmp_path: Path) -> None:
+    done = programs.run("evaluate", calls, "--models", "gist-tiny,gist-tiny-base", "--limit", "5", "--resamples", "200")
     assert done.status == 0, done.err
     job = done.err.partition("submitted ")[2].partition(":")[0]
     assert "5 of 5 cases of calls[0:5] are scored." in done.out
     assert "Signature: metrics:rouge_score" in done.out
     assert f"next: gistmill compare worst {job} --by delta" in done.err
-    assert stack.run("compare", "show", job).out == done.out
-    view = stack.run("compare", "show", job, "--json").json
+    assert programs.run("compare", "show", job).out == done.out
+    view = programs.run("compare", "show", job, "--json").json
     assert (view["state"], view["counts"], view["baseline"]) == ("completed", {"scored": 5}, "gist-tiny")
-    assert job in stack.run("compare", "list").out
+    assert job in programs.run("compare", "list").out
     for suffix in ("csv", "parquet", "md", "svg"):
-        written = stack.run("compare", "show", job, "-o", str(tmp_path / f"out.{suffix}"))
+        written = programs.run("compare", "show", job, "-o", str(tmp_path / f"out.{suffix}"))
         assert (written.status, (tmp_path / f"out.{suffix}").stat().st_size > 200) == (0, True), written.err
-    assert stack.run("compare", "items", job, "-o", str(tmp_path / "wide.csv")).status == 0
+    assert programs.run("compare", "items", job, "-o", str(tmp_path / "wide.csv")).status == 0
     with (tmp_path / "wide.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["gist-tiny"] for row in rows] == [row["gist-tiny-base"] for row in rows]
-    worst = [json.loads(line) for line in stack.run("compare", "worst", job, "--limit", "2", "--json").out.splitlines()]
+    worst = [json.loads(line) for line in programs.run("compare", "worst", job, "--limit", "2", "--json").out.splitlines()]
     assert [line["delta"] for line in worst] == [0.0, 0.0]
-    again = stack.run("evaluate", "rescore", job, "--no-stemming", "--json")
+    again = programs.run("evaluate", "rescore", job, "--no-stemming", "--json")
     assert (again.status, again.json["systems"][0]["job"]) == (0, view["systems"][0]["job"])
     count = "select count(*) n from v_scores where job_id = '" + job + "'"
-    assert stack.run("sql", count, "--json").json == [{"n": 5 * 2 * 4}]
+    assert programs.run("sql", count, "--json").json == [{"n": 5 * 2 * 4}]
 
 
 def test_case_that_a_model_failed_on_is_said_by_the_exit_status(stack: Home, tmp_path: Path) -> None:

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Home, running_stack
+from tests.support.cli import Home
 
 pytestmark = pytest.mark.timeout(240)
 
 ROWS = [{"id": f"r{number}", "dialogue": f"Ann: hello {number}", "summary": f"Ann says {number}."} for number in range(24)]
 SMALL = ("--sample", "3", "--sweep", "name=greedy,max_new_tokens=128", "--full", "max_steps=1", "--lora", "max_steps=1")
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A running stack with the fake engine."""
-    with running_stack(tmp_path_factory.mktemp("experiment") / "home") as home:
-        yield home
 
 
 @pytest.fixture
@@ -37,19 +29,19 @@ def notebook(data: str, *options: str) -> tuple[str, ...]:
     return ("experiment", "notebook", "--base", "gist-tiny-base", "--data", data, *SMALL, *options)
 
 
-def test_failed_step_is_named_with_the_command_that_takes_it_up_again(stack: Home, data: str, tmp_path: Path) -> None:
-    done = stack.run(*notebook(data, "-o", str(tmp_path / "report.md")))
+def test_failed_step_is_named_with_the_command_that_takes_it_up_again(programs: Home, data: str, tmp_path: Path) -> None:
+    done = programs.run(*notebook(data, "-o", str(tmp_path / "report.md")))
     assert done.status == 1, done.err
     assert "comparison of the prompts: completed, 3 of 3 cases" in done.err
-    shown = stack.run("experiment", "list", "--json").json[0]
+    shown = programs.run("experiment", "list", "--json").json[0]
     failed = {step["name"]: step for step in shown["steps"] if step["state"] == "failed"}
     tuning = failed["full tuning"]
     assert f"step {tuning['number']}, full tuning, failed: " in done.err
     assert f"next: gistmill jobs retry {tuning['job']}" in done.err
     assert not (tmp_path / "report.md").exists()
-    text = stack.run("experiment", "report", shown["id"])
+    text = programs.run("experiment", "report", shown["id"])
     assert (text.status, text.out.count("This part is not done yet.")) == (0, 1)
-    assert "full tuning" in stack.run("experiment", "show", shown["id"]).out
+    assert "full tuning" in programs.run("experiment", "show", shown["id"]).out
 
 
 def test_command_in_the_report_asks_for_the_same_again(stack: Home, data: str) -> None:

@@ -15,6 +15,8 @@ from tests.support.invariants import assert_complete, wait_for_end
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job
 from tests.support.servers import RedisServer, wait_until
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 TEXTS = [f"dialogue number {number} about something" for number in range(60)]
 
 
@@ -31,6 +33,12 @@ def owner_of_a_chunk(database: Database, fleet: Fleet, job: int) -> WorkerProces
 
 
 @pytest.fixture
+def programs(forked_workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here each worker is a program of its own, as the launcher starts it; elsewhere it is a fork."""
+    monkeypatch.setattr(Fleet, "nursery", None)
+
+
+@pytest.fixture
 def slow_pair(fleet: Fleet) -> Fleet:
     """Two workers that take 50 ms per dialogue."""
     fleet.start(seconds_per_row=0.05)
@@ -38,7 +46,7 @@ def slow_pair(fleet: Fleet) -> Fleet:
     return fleet
 
 
-def test_two_workers_finish_a_job_and_one_bell_wakes_both(database: Database, slow_pair: Fleet) -> None:
+def test_two_workers_finish_a_job_and_one_bell_wakes_both(database: Database, programs: None, slow_pair: Fleet) -> None:
     wait_until(lambda: all("worker_started" in worker.log.read_text() for worker in slow_pair.workers), timeout_s=20)
     job = make_job(database, TEXTS, per_chunk=10)
     Bells(slow_pair.redis_url, "gistmill:").ring("summarize")
@@ -67,6 +75,7 @@ def test_killed_workers_chunk_is_queued_again_and_finished_by_the_other(database
     assert_complete(database, job)
 
 
+@pytest.mark.alone
 def test_terminated_worker_drains_in_two_seconds_and_costs_no_retry(database: Database, slow_pair: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=30)
     wait_until_running(database, job)

@@ -87,6 +87,7 @@ def test_workers_end_and_free_their_gpus_when_the_launcher_is_killed(launch: Lau
     assert set(living(tmp_path)).isdisjoint(first)
 
 
+@pytest.mark.alone
 def test_killed_worker_is_reported_within_a_second_and_replaced(launch: Launch, tmp_path: Path) -> None:
     launch(gpus("a"))
     wait_until(lambda: len(living(tmp_path)) == 1, timeout_s=20)
@@ -97,6 +98,7 @@ def test_killed_worker_is_reported_within_a_second_and_replaced(launch: Launch, 
     assert worker not in living(tmp_path)
 
 
+@pytest.mark.alone
 def test_worker_that_crashes_at_once_is_restarted_ever_more_slowly(launch: Launch, tmp_path: Path) -> None:
     launch(gpus("a"), "crash")
     wait_until(lambda: len(list(tmp_path.glob("*.dead"))) >= 4, timeout_s=30)

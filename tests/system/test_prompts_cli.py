@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Home, running_stack
+from tests.support.cli import Home
 
 pytestmark = pytest.mark.timeout(240)
 
 ROWS = [{"id": f"r{number}", "dialogue": f"Ann: hello {number}", "summary": f"Ann says {number}."} for number in range(6)]
 ROWS.append({"id": "bare", "dialogue": "Ben: {dialogue}"})
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A running stack with the fake engine."""
-    with running_stack(tmp_path_factory.mktemp("prompts") / "home") as home:
-        yield home
 
 
 @pytest.fixture
@@ -30,19 +22,19 @@ def train(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_template_of_a_file_becomes_a_prompt_of_versions(stack: Home, tmp_path: Path) -> None:
+def test_template_of_a_file_becomes_a_prompt_of_versions(programs: Home, tmp_path: Path) -> None:
     path = tmp_path / "brief.txt"
     path.write_bytes(b"\xef\xbb\xbfIn one sentence:\n{dialogue}\n")
-    done = stack.run("prompts", "add", "brief", "--template", str(path))
+    done = programs.run("prompts", "add", "brief", "--template", str(path))
     assert (done.status, done.out) == (0, "brief@1\n"), done.err
     assert "next: gistmill prompts render brief@1" in done.err
-    assert stack.run("prompts", "add", "brief", "--template", "In one sentence:\n{dialogue}\n").out == "brief@1\n"
-    assert stack.run("prompts", "add", "brief", "--template", "Shorter: {dialogue}", "--json").json["version"] == 2
-    assert stack.run("prompts", "show", "brief@1").out == "In one sentence:\n{dialogue}\n\n"
-    assert stack.run("prompts", "show", "brief", "--json").json["template"] == "Shorter: {dialogue}"
-    listed = {(view["name"], view["version"]) for view in stack.run("prompts", "list", "--json").json}
+    assert programs.run("prompts", "add", "brief", "--template", "In one sentence:\n{dialogue}\n").out == "brief@1\n"
+    assert programs.run("prompts", "add", "brief", "--template", "Shorter: {dialogue}", "--json").json["version"] == 2
+    assert programs.run("prompts", "show", "brief@1").out == "In one sentence:\n{dialogue}\n\n"
+    assert programs.run("prompts", "show", "brief", "--json").json["template"] == "Shorter: {dialogue}"
+    listed = {(view["name"], view["version"]) for view in programs.run("prompts", "list", "--json").json}
     assert listed >= {("none", 1), ("instruction", 1), ("instruction-dialogue", 1), ("brief", 1), ("brief", 2)}
-    assert "instruction-dialogue" in stack.run("prompts", "list").out
+    assert "instruction-dialogue" in programs.run("prompts", "list").out
 
 
 def test_rows_become_examples_that_a_job_runs_with(stack: Home, train: str) -> None:

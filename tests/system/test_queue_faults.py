@@ -18,6 +18,8 @@ from tests.support.invariants import assert_complete, wait_for_end
 from tests.support.jobs import first_tenant, job_row, make_job
 from tests.support.servers import RedisServer, wait_until
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 TEXTS = [f"dialogue number {number} about something" for number in range(40)]
 
 # Submits a job and dies after the commit, before the bell.

@@ -1,7 +1,7 @@
 """A real worker that is hurt at fault points and writes down, outside the system, what it does.
 
 The environment names the drill: GISTMILL_TEST_LEDGER a file to append to, GISTMILL_TEST_DRILL a JSON list of blows (see
-tests/support/faults.py). The rest is `python -m workers`.
+tests/support/faults.py), GISTMILL_TEST_TRAININGS what forks training children. The rest is `python -m workers`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 from gistmill import faults
 from gistmill.errors import StoreUnavailable
 from tests.support.ledger import Ledger
+from tests.support.trainings import ADDRESS, fork_trainings
 from workers.__main__ import main
 
 
@@ -122,6 +123,8 @@ def work(arguments: list[str]) -> int:
     """Be the worker that the arguments and the environment describe; return its exit status."""
     skew(float(os.environ.get("GISTMILL_TEST_SKEW_S", "0")))
     faults.arm(Drill(Ledger(Path(os.environ["GISTMILL_TEST_LEDGER"])), json.loads(os.environ.get("GISTMILL_TEST_DRILL", "[]"))))
+    if ADDRESS in os.environ:
+        fork_trainings(Path(os.environ[ADDRESS]))
     return main(arguments)
 
 
