@@ -55,8 +55,8 @@ ClaimAhead = Callable[[Claim, Callable[[], None]], Claim | None]
 class SummarizeHandler:
     """Carries out chunks of summarize jobs.
 
-    The thread that calls `run` keeps the device busy, and it alone notes progress. A reader and a writer work for it; both do
-    nothing between two calls.
+    The thread that calls `run` keeps the device busy, and it alone notes progress. A reader and a writer work for it; between
+    two calls only the reader may, and the engine's own threads, for a chunk that was claimed ahead.
     """
 
     def __init__(
