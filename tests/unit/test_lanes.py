@@ -208,15 +208,34 @@ def test_lanes_get_the_next_rows_of_a_stream_while_others_still_run() -> None:
 
     def more() -> list[Row] | None:
         asked_at.append(engine.at_once)
-        # Not ready at first, while a lane still works and when nothing is left to do.
-        return [] if len(asked_at) <= 4 else pages.pop(0) if pages else None
+        # Not ready at first, while a lane still works and until nothing is left to do.
+        return [] if [] not in batches else pages.pop(0) if pages else None
 
-    batches = list(engine.complete(pages.pop(0), GREEDY, lambda: False, more))
+    batches: list[list[Outcome]] = []
+    for outcomes in engine.complete(pages.pop(0), GREEDY, lambda: False, more):
+        batches.append(outcomes)
 
     assert sorted(outcome.key for batch in batches for outcome in batch) == list(range(9))
     assert asked_at[0] == 1, "one lane had nothing to do, the other still worked"
     assert [] in batches, "nothing was left to do and no rows were ready"
     assert pages == []
+
+
+def test_lane_with_nothing_to_do_asks_again_while_another_still_works() -> None:
+    engine = Laned(seconds_per_row=1.0)
+    pages = [rows_from(engine, start) for start in (0, 3)]
+    asked_at: list[int] = []
+
+    def more() -> list[Row] | None:
+        asked_at.append(engine.at_once)
+        return [] if len(asked_at) <= 3 else pages.pop(0) if pages else None
+
+    batches = list(engine.complete(pages.pop(0), GREEDY, lambda: False, more))
+
+    assert sorted(outcome.key for batch in batches for outcome in batch) == list(range(6))
+    # Three rows in two lanes: the third row works alone all the while.
+    assert asked_at[:4] == [1, 1, 1, 1]
+    assert [] not in batches
 
 
 def rows_from(engine: FakeEngine, start: int) -> list[Row]:
