@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,7 @@ import pytest
 
 from gistmill.db.session import Database, open_database
 from tests.support.databases import NoPostgreSQL, PostgreSQLServer, SQLiteFiles
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, running_fleet
 from tests.support.nursery import Nursery
 from tests.support.servers import RedisServer
 from tests.support.turnstile import Turnstile
@@ -133,9 +134,8 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture(scope="session")
 def worker_nursery() -> Iterator[Nursery]:
     """What forks workers."""
-    made = Nursery("worker")
-    yield made
-    made.close()
+    with closing(Nursery("worker")) as made:
+        yield made
 
 
 @pytest.fixture
@@ -147,15 +147,12 @@ def forked_workers(worker_nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def training_nursery() -> Iterator[Nursery]:
     """What forks training children."""
-    made = Nursery("training")
-    yield made
-    made.close()
+    with closing(Nursery("training")) as made:
+        yield made
 
 
 @pytest.fixture
 def fleet(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Fleet]:
     """A fleet without workers yet."""
-    made = Fleet(tmp_path / "fleet", database_url, redis_url)
-    yield made
-    made.stop()
-    print(made.logs())
+    with running_fleet(tmp_path / "fleet", database_url, redis_url) as made:
+        yield made

@@ -13,7 +13,7 @@ INT8 = Form("system, one worker, int8", precision="int8")
 TWO_WORKERS = Form("system, two workers")
 # The rows of DialogSum's test set, each of which stands three times in its flattened form.
 MOST_ROWS = 500
-ENGINE_TRANSFORMERS, ENGINE_CTRANSLATE2, ENGINE_INT8 = OURS[:3]
+ENGINE_TRANSFORMERS, ENGINE_CTRANSLATE2 = OURS[:2]
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,16 @@ def full() -> list[Stage]:
     ours = tuple(list_ours())
     int8 = (INT8,) if is_offered("int8") else ()
     fast = tuple(entry for entry in ours if entry.name not in SLOW)
-    small = (LOOP, SORTED, ENGINE_TRANSFORMERS, DIRECT, DIRECT_INT8, *fast)
-    judged = (LOOP, DIRECT, DIRECT_INT8, *(entry for entry in (ENGINE_CTRANSLATE2, ENGINE_INT8) if entry in fast))
+    everybody = (LOOP, SORTED, ENGINE_TRANSFORMERS, DIRECT, DIRECT_INT8, *fast)
+    judged = (LOOP, DIRECT, DIRECT_INT8, *(entry for entry in fast if entry.engine == ENGINE_CTRANSLATE2.engine))
     base = (LOOP, SORTED, DIRECT, DIRECT_INT8, *fast)
+    small = Stage("small", "small", everybody, (DISTINCT, THRICE, *int8), (TWO_WORKERS,), 2, 40, slow_s=13, tune_rows=40)
+    short = replace(small, name="gist-tiny", model="gist-tiny", most_tokens=128, ends_by_itself=True, round_s=6, slow_s=3)
     return [
-        Stage("small", "small", small, (DISTINCT, THRICE, *int8), (TWO_WORKERS,), 2, round_s=40, slow_s=13, tune_rows=40),
-        Stage(
-            "small-500",
-            "small",
-            judged,
-            (DISTINCT, THRICE, *int8),
-            (),
-            2,
-            180,
-            13,
-            tune_rows=40,
-            least_rows=MOST_ROWS,
-            is_judged=True,
-        ),
+        small,
+        replace(small, name="small-500", entries=judged, two_workers=(), least_rows=MOST_ROWS, is_judged=True),
         Stage("base", "base", base, (DISTINCT,), (), 2, round_s=25, slow_s=13, tune_rows=16),
-        Stage(
-            "gist-tiny", "gist-tiny", small, (DISTINCT, THRICE), (), 2, 6, 3, tune_rows=40, most_tokens=128, ends_by_itself=True
-        ),
+        replace(short, one_worker=(DISTINCT, THRICE), two_workers=()),
     ]
 
 
@@ -89,4 +77,4 @@ def tiny() -> list[Stage]:
     """Return a stage that only shows that every path works: a model of no worth, and no figure of any."""
     small = full()[0]
     few = {"name": "tiny", "rounds": 2, "round_s": 1, "slow_s": 1, "tune_rows": 2, "least_rows": 4, "most_rows": 16}
-    return [replace(small, model="tiny", is_judged=True, **few)]  # type: ignore[arg-type]
+    return [replace(small, model="tiny", **few)]  # type: ignore[arg-type]

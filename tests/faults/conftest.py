@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, running_fleet
 from tests.support.servers import RedisServer
 
 
@@ -28,7 +28,5 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def own_fleet(tmp_path: Path, database_url: str, own_redis: RedisServer) -> Iterator[Fleet]:
     """A fleet on that server."""
-    made = Fleet(tmp_path / "fleet", database_url, own_redis.url)
-    yield made
-    made.stop()
-    print(made.logs())
+    with running_fleet(tmp_path / "fleet", database_url, own_redis.url) as made:
+        yield made

@@ -12,7 +12,7 @@ import pytest
 from gistmill.db.session import Database, open_database
 from tests.support import faults
 from tests.support.databases import NoPostgreSQL, PostgreSQLServer, name_in
-from tests.support.fleet import LEASE_S, Fleet
+from tests.support.fleet import LEASE_S, Fleet, running_fleet
 from tests.support.invariants import assert_all_ended, wait_for_end
 from tests.support.jobs import chunk_rows_of, job_row, make_job
 from tests.support.proxy import Proxy
@@ -132,10 +132,8 @@ def postgresql(url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def pg_fleet(tmp_path: Path, url: str, redis_url: str) -> Iterator[Fleet]:
-    made = Fleet(tmp_path / "fleet", url, redis_url)
-    yield made
-    made.stop()
-    print(made.logs())
+    with running_fleet(tmp_path / "fleet", url, redis_url) as made:
+        yield made
 
 
 def restart(server: PostgreSQLServer) -> None:

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -132,3 +133,14 @@ class Fleet:
     def logs(self) -> str:
         """Return what the workers logged."""
         return "\n".join(worker.log.read_text(errors="replace") for worker in self.workers)
+
+
+@contextmanager
+def running_fleet(path: Path, database_url: str, redis_url: str) -> Iterator[Fleet]:
+    """Give a fleet without workers yet; at the end they stop, and what they logged is printed."""
+    made = Fleet(path, database_url, redis_url)
+    try:
+        yield made
+    finally:
+        made.stop()
+        print(made.logs())

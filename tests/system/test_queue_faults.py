@@ -13,7 +13,7 @@ from gistmill.db import models
 from gistmill.db.session import Database, open_database
 from gistmill.queue import Bells
 from tests.support import faults
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, running_fleet
 from tests.support.invariants import assert_complete, wait_for_end
 from tests.support.jobs import first_tenant, job_row, make_job
 from tests.support.servers import RedisServer, wait_until
@@ -46,10 +46,8 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def own_fleet(tmp_path: Path, database_url: str, own_redis: RedisServer) -> Iterator[Fleet]:
     """A fleet on that server."""
-    made = Fleet(tmp_path / "fleet", database_url, own_redis.url)
-    yield made
-    made.stop()
-    print(made.logs())
+    with running_fleet(tmp_path / "fleet", database_url, own_redis.url) as made:
+        yield made
 
 
 def test_redis_that_restarts_without_its_data_loses_no_item(

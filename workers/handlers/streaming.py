@@ -12,8 +12,8 @@ from workers.handlers.feeding import Feed
 from workers.handlers.pages import Page, Pages
 
 Timed = Callable[[Iterable[list[Outcome]]], Iterator[list[Outcome]]]
-# Gives the feed of the next chunk with its first rows, or none while that may still come, or None when none will.
-Follow = Callable[[], tuple[Feed, list[Row]] | list[Row] | None]
+# Gives the feed of the chunk behind this one in this engine, with its first rows, or none while that may still come, or None.
+Follow = Callable[[Feed, Engine], tuple[Feed, list[Row]] | list[Row] | None]
 
 
 class Stream:
@@ -35,20 +35,19 @@ class Stream:
     ) -> None:
         self.engine = engine
         self.behind: Feed | None = None
-        self._feed = feed
+        self.feed = feed
         self._should_stop = should_stop
         self._follow = follow
         self._kept: list[Outcome] = []
         self._is_ending = False
         self._batches = engine.complete(feed.enter(page, engine), parameters, lambda: self._should_stop(), self._more)
 
-    def turn(self, *, should_stop: Callable[[], bool], follow: Follow) -> Feed:
-        """Go on with the chunk behind, and return what it has been fed with."""
+    def turn(self, *, should_stop: Callable[[], bool], follow: Follow) -> None:
+        """Go on with the chunk behind."""
         assert self.behind is not None, "no chunk stands behind this one"
-        self._feed, self.behind = self.behind, None
+        self.feed, self.behind = self.behind, None
         self._should_stop = should_stop
         self._follow = follow
-        return self._feed
 
     def outcomes(self, timed: Timed) -> Iterator[list[Outcome]]:
         """Yield what is made of the chunk whose turn it is until it has all; an empty list says that the engine waits.
@@ -74,7 +73,7 @@ class Stream:
 
     def _is_through(self) -> bool:
         """Return whether the chunk has all and the engine is at the next one. With none behind, it is let come to its end."""
-        if self._feed.count_left() != 0:
+        if self.feed.count_left() != 0:
             return False
         self._is_ending = self.behind is None
         return not self._is_ending
@@ -82,7 +81,7 @@ class Stream:
     def _sort(self, outcomes: list[Outcome]) -> list[Outcome]:
         mine: list[Outcome] = []
         for outcome in outcomes:
-            (mine if self._feed.holds(outcome) else self._kept).append(outcome)
+            (mine if self.feed.holds(outcome) else self._kept).append(outcome)
         return mine
 
     def _more(self) -> list[Row] | None:
@@ -90,11 +89,11 @@ class Stream:
             return self.behind.more(self.engine)
         if self._is_ending:
             return None
-        rows = self._feed.more(self.engine)
+        rows = self.feed.more(self.engine)
         # Behind a reader that failed nothing follows: its chunk is to end.
-        if rows is not None or self._feed.count_behind() != 0:
+        if rows is not None or self.feed.count_behind() != 0:
             return rows
-        following = self._follow()
+        following = self._follow(self.feed, self.engine)
         if not isinstance(following, tuple):
             return following
         self.behind, rows = following
@@ -146,12 +145,11 @@ class Succession:
 
     def take_pages(self, claim: Claim) -> Pages | None:
         """Return the pages that were begun of this chunk, if it is the announced one; those of another are given up."""
-        following, self._next = self._next, None
+        following = self._next
         if following is not None and following.claim is claim:
+            self._next = None
             return following.pages
-        if following is not None:
-            following.pages.close()
-        self.end_stream()
+        self.give_up()
         return None
 
     def begin(self, stream: Stream) -> Stream:

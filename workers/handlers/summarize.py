@@ -110,11 +110,10 @@ class SummarizeHandler:
 
     def _passes(self, chunk: _Chunk) -> Iterator[int | None]:
         """Go over the chunk until nothing is pending; yield after each time how many items were, None if there may be more."""
-        begun = self._take_turn(chunk)
-        if begun is not None:
-            stream, feed = begun
-            self._take_outcomes(chunk, feed, stream)
-            yield None if chunk.should_stop() else self._work_off(chunk, feed, chunk.pages.take())
+        stream = self._take_turn(chunk)
+        if stream is not None:
+            self._take_outcomes(chunk, stream)
+            yield None if chunk.should_stop() else self._work_off(chunk, stream.feed, chunk.pages.take())
         while page := chunk.pages.look():
             chunk.lease.check()
             yield self._work_off(chunk, Feed(chunk.pages), page)
@@ -164,13 +163,13 @@ class SummarizeHandler:
             feed,
             page,
             should_stop=chunk.should_stop,
-            follow=partial(self._follow, chunk, feed, engine),
+            follow=partial(self._follow, chunk),
         )
-        self._take_outcomes(chunk, feed, self._succession.begin(stream))
+        self._take_outcomes(chunk, self._succession.begin(stream))
 
-    def _take_outcomes(self, chunk: _Chunk, feed: Feed, stream: Stream) -> None:
+    def _take_outcomes(self, chunk: _Chunk, stream: Stream) -> None:
         """Hand over to be recorded what the stream makes of this chunk."""
-        engine, parts = stream.engine, self._find_parts(chunk.claim)
+        engine, feed, parts = stream.engine, stream.feed, self._find_parts(chunk.claim)
         timed = partial(chunk.meter.timed, engine, version_digest=parts.adapter_digest or parts.base_digest)
         passed = chunk.outlook.watched(feed.through(stream.outcomes(timed)), feed.count_left, engine)
         for outcomes in gathered(passed, for_s=self.settings.commit_s):
@@ -182,16 +181,14 @@ class SummarizeHandler:
         """Let the chunk that was claimed ahead go into the engine behind this one; see `streaming.Follow`."""
         return [] if chunk.outlook.is_open else self._succession.follow(chunk.claim, feed, engine)
 
-    def _take_turn(self, chunk: _Chunk) -> tuple[Stream, Feed] | None:
-        """Return the stream that has begun with this chunk, and what it was fed with, or None."""
+    def _take_turn(self, chunk: _Chunk) -> Stream | None:
+        """Return the stream that has begun with this chunk, if there is one; it goes on with the chunk."""
         stream = self._succession.find_stream()
-        if stream is None:
-            return None
-        assert stream.behind is not None
-        engine = self._get_engine(chunk)
-        assert engine is stream.engine, "no engine comes or goes between two chunks of one stream"
-        follow = partial(self._follow, chunk, stream.behind, engine)
-        return stream, stream.turn(should_stop=chunk.should_stop, follow=follow)
+        if stream is not None:
+            engine = self._get_engine(chunk)
+            assert engine is stream.engine, "no engine comes or goes between two chunks of one stream"
+            stream.turn(should_stop=chunk.should_stop, follow=partial(self._follow, chunk))
+        return stream
 
     def _make_pages(self, claim: Claim, spec: SummarizeSpec) -> Pages:
         find_template = partial(self._find_template, claim, spec)
