@@ -19,7 +19,8 @@ SLOW_ROW_S = 0.1
 SLOW_ROWS_PER_WORKER = 320
 LONG_CHUNK_S = 5.0
 LONG_CHUNK_ROWS = 256
-LONG_CHUNKS = 12
+# Fifteen for each worker: in the first ones it, its connections and the database's plans are still cold.
+LONG_CHUNKS = 30
 
 
 def summarize_overhead(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:

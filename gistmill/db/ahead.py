@@ -16,7 +16,7 @@ from gistmill.db import workers as worker_rows
 from gistmill.db.chunks import queue_again, release
 from gistmill.db.claim import Claim, Claimant, candidates, fits, mark_running, may_run, note_running, take
 from gistmill.db.clock import db_now
-from gistmill.db.fence import is_of
+from gistmill.db.fence import is_named, is_of, names_of
 from gistmill.db.references import ADAPTER
 from gistmill.db.tables import chunks, jobs, models
 from gistmill.states import ChunkState
@@ -46,8 +46,7 @@ def begin(connection: Connection, claim: Claim, *, lease_s: float) -> bool:
 
     False when it is lost, and also when its job may not run now: then the chunk is given back.
     """
-    values = {"of_chunk": claim.chunk_key, "under": claim.epoch, "for_s": lease_s}
-    if connection.execute(_beginning(), values).rowcount != 1:
+    if connection.execute(_beginning(), names_of(claim) | {"for_s": lease_s}).rowcount != 1:
         return False
     if not mark_running(connection, claim.job_key):
         release(connection, claim)
@@ -66,8 +65,7 @@ def give_back(connection: Connection, claim: Claim) -> None:
 def _beginning() -> Update:
     return (
         update(chunks)
-        .where(chunks.c.key == bindparam("of_chunk"), chunks.c.epoch == bindparam("under"))
-        .where(chunks.c.state == ChunkState.RESERVED)
+        .where(is_named(ChunkState.RESERVED))
         .values(state=ChunkState.RUNNING, started_at=db_now())
         .values(lease_until=db_now() + bindparam("for_s", type_=Float()))
     )

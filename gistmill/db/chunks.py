@@ -20,7 +20,7 @@ from gistmill.db import results
 from gistmill.db.claim import Claim, is_held
 from gistmill.db.clock import db_now
 from gistmill.db.endings import count_down, mark_failed, settle
-from gistmill.db.fence import guard, held_by, owned_by
+from gistmill.db.fence import guard, held_by, is_named, names_of
 from gistmill.db.tables import chunks, jobs, workers
 from gistmill.errors import ChunkFailed, GistmillError
 from gistmill.states import CLAIMABLE_JOB_STATES, KINDS_WITH_ITEMS, STOPPED_JOB_STATES, ChunkState, JobState
@@ -85,9 +85,8 @@ def finish(
     Raises:
         LeaseLost: the chunk is no longer this claim's.
     """
-    is_whole = true() if ended is None else chunks.c.ended == ended
-    values = {"state": ChunkState.DONE, "outcome": "done", "owner": None, "lease_until": None, "finished_at": db_now()}
-    if connection.execute(update(chunks).where(owned_by(claim), is_whole).values(values)).rowcount != 1:
+    names = names_of(claim) if ended is None else names_of(claim) | {"all_ended": ended}
+    if connection.execute(_finishing(is_counted=ended is not None), names).rowcount != 1:
         release(connection, claim)
         log.warning("ends_were_lost", chunk=claim.chunk_key, job_id=claim.job_id, epoch=claim.epoch, ended=ended)
         return
@@ -222,6 +221,14 @@ def close_if_job_ended(connection: Connection, chunk_key: int, job_key: int) -> 
 def _read_state(connection: Connection, job_key: int) -> JobState:
     """Lock the job's row and return its state."""
     return JobState(connection.execute(select(jobs.c.state).where(jobs.c.key == job_key).with_for_update()).scalar_one())
+
+
+@cache
+def _finishing(*, is_counted: bool) -> Update:
+    """Return the statement that ends a chunk; made once, because the next chunk waits for its making."""
+    is_whole = chunks.c.ended == bindparam("all_ended") if is_counted else true()
+    values = {"state": ChunkState.DONE, "outcome": "done", "owner": None, "lease_until": None, "finished_at": db_now()}
+    return update(chunks).where(is_named(ChunkState.RUNNING), is_whole).values(values)
 
 
 def _free_worker(connection: Connection, worker: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Connection, and_, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, update
 
 from gistmill.db.claim import Claim, is_held
 from gistmill.db.tables import chunks
@@ -37,6 +37,16 @@ def held_by(claim: Holder) -> ColumnElement[bool]:
 def is_of(claim: Holder) -> ColumnElement[bool]:
     """The condition on a chunk: it is the claim's, and nobody has claimed it since."""
     return and_(chunks.c.key == claim.chunk_key, chunks.c.epoch == claim.epoch)
+
+
+def is_named(state: ChunkState) -> ColumnElement[bool]:
+    """The condition on a chunk in a statement that is made once: in this state, and that which `names_of` names."""
+    return and_(chunks.c.key == bindparam("of_chunk"), chunks.c.epoch == bindparam("under"), chunks.c.state == state)
+
+
+def names_of(claim: Holder) -> dict[str, int]:
+    """Return the values for `is_named`."""
+    return {"of_chunk": claim.chunk_key, "under": claim.epoch}
 
 
 def guard(connection: Connection, claim: Claim, **values: Any) -> None:
