@@ -18,6 +18,7 @@ from sqlalchemy import (
     Select,
     Text,
     any_,
+    bindparam,
     cast,
     func,
     literal,
@@ -45,7 +46,10 @@ def listed(connection: Connection, values: Sequence[int] | Sequence[str]) -> Sel
 
 
 class _Keys(UserDefinedType[Sequence[int]]):
-    """Numbers as PostgreSQL reads an array from text: for 1,024 of them half the time of a list, which psycopg goes through."""
+    """Numbers as one variable: an array as PostgreSQL reads it from text, on SQLite a JSON text.
+
+    For 1,024 of them that takes PostgreSQL half the time of a list, which psycopg goes through.
+    """
 
     cache_ok = True
     render_bind_cast = True
@@ -56,7 +60,8 @@ class _Keys(UserDefinedType[Sequence[int]]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[int] | None], str]:
         """Return what writes the numbers as text."""
-        return lambda values: f"{{{','.join(map(str, values or ()))}}}"
+        opening, closing = "[]" if dialect.name == "sqlite" else "{}"
+        return lambda values: f"{opening}{','.join(map(str, values or ()))}{closing}"
 
 
 def is_among(connection: Connection, column: ColumnElement[int], values: Sequence[int]) -> ColumnElement[bool]:
@@ -64,9 +69,18 @@ def is_among(connection: Connection, column: ColumnElement[int], values: Sequenc
 
     Behind IN, PostgreSQL walked all generations of a recipe for each page of a chunk: 15 ms with 60,000 of them, and rising.
     """
-    if connection.dialect.name == "sqlite":
-        return column.in_(listed(connection, values))
-    return column == any_(literal(values, _Keys()))
+    return _is_among(connection.dialect.name, column, literal(values, _Keys()))
+
+
+def is_among_named(dialect: str, column: ColumnElement[int], name: str) -> ColumnElement[bool]:
+    """The same in a statement that is made once and gets its numbers by this name when it runs."""
+    return _is_among(dialect, column, bindparam(name, type_=_Keys()))
+
+
+def _is_among(dialect: str, column: ColumnElement[int], keys: ColumnElement[Any]) -> ColumnElement[bool]:
+    if dialect == "sqlite":
+        return column.in_(select(func.json_each(keys).table_valued("value").c.value))
+    return column == any_(keys)
 
 
 def insert_many(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, null, select, update
+from sqlalchemy import Connection, Select, bindparam, func, null, select, update
 
-from gistmill.db.bulk import insert_returning, is_among
+from gistmill.db.bulk import insert_returning, is_among, is_among_named
 from gistmill.db.claim import Claim
 from gistmill.db.fence import guard
 from gistmill.db.pending import Unit, chunk_with_job, pending_rows
@@ -92,18 +93,30 @@ _REPLACE_OLDER_ERRORS = (
 def find_generations(connection: Connection, claim: Claim, units: Sequence[Unit], *, with_truncated: bool) -> list[Found]:
     """Return the units whose generation is stored already. A cut prompt counts only for jobs that allow cutting."""
     by_work = {(unit.dialogue_key, unit.draw): unit for unit in units}
-    query = select(*FOUND_COLUMNS).where(
-        generations.c.recipe_key == claim.recipe_key,
-        is_among(connection, generations.c.dialogue_key, [unit.dialogue_key for unit in units]),
-        generations.c.draw.between(min(unit.draw for unit in units), max(unit.draw for unit in units)),
-    )
-    if not with_truncated:
-        query = query.where(generations.c.truncated.is_(False))
+    draws = [unit.draw for unit in units]
+    values = {
+        "recipe": claim.recipe_key,
+        "keys": [unit.dialogue_key for unit in units],
+        "first_draw": min(draws),
+        "last_draw": max(draws),
+    }
+    rows = connection.execute(_finding(connection.dialect.name, with_truncated=with_truncated), values)
     return [
         Found(by_work[row.dialogue_key, row.draw], row.key, row.truncated, row.finish_reason)
-        for row in connection.execute(query)
+        for row in rows
         if (row.dialogue_key, row.draw) in by_work
     ]
+
+
+@cache
+def _finding(dialect: str, *, with_truncated: bool) -> Select[Any]:
+    """Return the statement that finds generations; made once, because every page of a chunk waits for it."""
+    query = select(*FOUND_COLUMNS).where(
+        generations.c.recipe_key == bindparam("recipe"),
+        is_among_named(dialect, generations.c.dialogue_key, "keys"),
+        generations.c.draw.between(bindparam("first_draw"), bindparam("last_draw")),
+    )
+    return query if with_truncated else query.where(generations.c.truncated.is_(False))
 
 
 def record(

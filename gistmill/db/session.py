@@ -138,6 +138,8 @@ def _sqlite_engine(url: Any, connections: int) -> Engine:
         pool_size=connections,
         max_overflow=0,
         pool_timeout=BUSY_S,
+        # The connection that was used last: its page cache is warm.
+        pool_use_lifo=True,
         connect_args={"timeout": BUSY_S, "check_same_thread": False},
     )
 
@@ -215,6 +217,8 @@ def _postgresql_engine(url: Any, connections: int, statement_timeout_s: float) -
             pool_size=connections,
             max_overflow=0,
             pool_timeout=BUSY_S,
+            # The connection that was used last: its server process is warm, and knows the statements.
+            pool_use_lifo=True,
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": 5,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Float, Row, Select, bindparam, delete, func, insert, select, update
 
 from gistmill.db.claim import Claimant, kinds_that_wait
 from gistmill.db.clock import db_now
@@ -66,8 +67,13 @@ def rest(connection: Connection, worker: str) -> None:
 
 def live(connection: Connection, *, within_s: float) -> Sequence[Row[Any]]:
     """Return the workers that were seen in the last `within_s` seconds and take work."""
-    query = select(workers).where(workers.c.seen_at > db_now() - within_s, workers.c.state.in_(("idle", "busy")))
-    return connection.execute(query).all()
+    return connection.execute(_living(), {"within_s": within_s}).all()
+
+
+@cache
+def _living() -> Select[Any]:
+    seen = workers.c.seen_at > db_now() - bindparam("within_s", type_=Float())
+    return select(workers).where(seen, workers.c.state.in_(("idle", "busy")))
 
 
 def count_live(connection: Connection, *, within_s: float) -> int:
