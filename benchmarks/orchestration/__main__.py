@@ -16,7 +16,7 @@ from benchmarks.orchestration.beside import measure_beside
 from benchmarks.orchestration.bulk import measure_bulk
 from benchmarks.orchestration.chunks import measure_long_chunks, measure_scaling, summarize_overhead
 from benchmarks.orchestration.corpus import write_corpus
-from benchmarks.orchestration.machine import describe_run
+from benchmarks.orchestration.machine import describe_run, measure_pace
 from benchmarks.orchestration.peer import measure_peer
 from benchmarks.orchestration.processes import REPOSITORY
 from benchmarks.orchestration.report import as_text, write_docs, write_json
@@ -63,7 +63,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _measure(kind: str, directory: Path, corpus: Path, more: Path, options: argparse.Namespace) -> dict[str, Any]:
     with running_stack(kind, directory) as stack:
-        figures: dict[str, Any] = {"durability": stack.database.durability}
+        figures: dict[str, Any] = {"durability": stack.database.durability, "pace": measure_pace(directory)}
         _say(kind, "the bulk")
         figures |= measure_bulk(stack, corpus, options.items)
         _say(kind, "an ingest beside a running job")

