@@ -59,9 +59,9 @@ def expect(
     return to_generate * tokens_per_prompt / (_mean([speed.tokens_per_s for speed in speeds]) * max(1, workers))
 
 
-def explain(speeds: Sequence[Speed]) -> str:
-    """Return in words what an expected time at these speeds rests on."""
-    return "; ".join(dict.fromkeys(_explain(speed) for speed in speeds)) or UNMEASURED
+def explain(speeds: Sequence[Speed], model_digest: str) -> str:
+    """Return in words what an expected time of this model at these speeds rests on."""
+    return "; ".join(dict.fromkeys(_explain(speed, model_digest) for speed in speeds)) or UNMEASURED
 
 
 def view_of(speed: Speed) -> SpeedView:
@@ -76,12 +76,12 @@ def view_of(speed: Speed) -> SpeedView:
     )
 
 
-def _explain(speed: Speed) -> str:
+def _explain(speed: Speed, model_digest: str) -> str:
     moment = as_datetime(speed.measured_at)
     assert moment is not None
     return (
-        f"measured: {speed.tokens_per_s:,.0f} tokens/s on {speed.device_name} with {speed.engine},"
-        f" last {moment:%Y-%m-%d %H:%M} UTC"
+        f"measured{'' if speed.model_digest == model_digest else ' with the model that it is tuned from'}:"
+        f" {speed.tokens_per_s:,.0f} tokens/s on {speed.device_name} with {speed.engine}, last {moment:%Y-%m-%d %H:%M} UTC"
     )
 
 

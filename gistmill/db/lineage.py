@@ -32,6 +32,12 @@ def list_lineage(database: Database, tenant_key: int, reference: str) -> Page[Mo
 
 def find_origin(connection: Connection, row: Row[Any]) -> Row[Any] | None:
     """Return the version that this one was made from: an adapter's base, or what was tuned; always an older row."""
-    digest = row.base_digest or (row.lineage or {}).get("base_digest")
-    query = select(models).where(models.c.tenant_key == row.tenant_key, models.c.digest == digest, models.c.key < row.key)
+    tuned = models.c.digest == find_base_digest(row)
+    query = select(models).where(models.c.tenant_key == row.tenant_key, tuned, models.c.key < row.key)
     return connection.execute(query.order_by(models.c.key.desc()).limit(1)).one_or_none()
+
+
+def find_base_digest(row: Row[Any]) -> str | None:
+    """Return the sha256 of an adapter's base, or of what was tuned; None for a version that was not trained here."""
+    digest: str | None = row.base_digest or (row.lineage or {}).get("base_digest")
+    return digest

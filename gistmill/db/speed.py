@@ -67,6 +67,7 @@ class Measurement:
 class Speed:
     """What a worker has done with this work lately, on one engine and device. `measured_at` is in seconds since 1970."""
 
+    model_digest: str
     engine: str
     device_name: str
     dialogues_per_s: float
@@ -115,6 +116,7 @@ def find(connection: Connection, work: Work, device_names: Sequence[str] = ()) -
 
 def _speed(row: Row[Any]) -> Speed:
     return Speed(
+        model_digest=row.model_digest,
         engine=row.engine,
         device_name=row.device_name,
         dialogues_per_s=row.dialogues / row.seconds,

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row
 
 from gistmill.db import datasets
 from gistmill.db.jobs import JobRows
+from gistmill.db.speed import Work
 from gistmill.errors import DatasetLoading
 from gistmill.ingest.selection import parse_selection
 from gistmill.plan import Range
@@ -34,8 +35,9 @@ class Draft:
     """A job that was checked and planned, with nothing written yet.
 
     `before` are jobs that are written with it and that it waits for, `needs` the keys of others. One that stands before several
-    is written once. Of them `maker` makes the model; its `id` was given before, so that specs can name it. `record` writes what
-    the job has in other tables, given its key and those of `before`.
+    is written once. Of them `maker` makes the model; its `id` was given before, so that specs can name it. `base` is what a
+    model that is still to be made is tuned from, if that is known. `works` are what a summarize job does and, behind it, what
+    has about the same speed. `record` writes what the job has in other tables, given its key and those of `before`.
     """
 
     spec: AnySpec
@@ -50,6 +52,8 @@ class Draft:
     needs: tuple[int, ...] = ()
     model_job_key: int | None = None
     maker: Draft | None = None
+    base: ResolvedModel | None = None
+    works: tuple[Work, ...] = ()
     id: str | None = None
     record: Callable[[Connection, int, Sequence[int]], None] | None = None
 

@@ -14,7 +14,6 @@ from gistmill.db import datasets
 from gistmill.db import prompts as prompt_rows
 from gistmill.db.bulk import is_among
 from gistmill.db.jobs import takes
-from gistmill.db.speed import Work
 from gistmill.db.tables import dataset_dialogues, dataset_rows, dialogues, generations, recipes
 from gistmill.errors import ModelUnreadable
 from gistmill.estimate import CountTokens, Prompt
@@ -26,6 +25,9 @@ from gistmill.views import TRAINED_TOKENS, EstimateView
 # Taken evenly over the ranks, which go by length: a sample of this size has nearly the mean and the quantiles of all.
 MOST_COUNTED = 4_096
 PAGE = 256
+
+TUNED_LATER = "The model is not made yet: tokens and speed are those of the model that it is tuned from."
+UNKNOWN_MODEL = "The model is not made yet, and what it is tuned from was removed: its tokens and its speed are unknown."
 
 # Gives what counts a model's tokens, and the most that it reads at all, or None.
 FindCounter = Callable[[ResolvedModel], tuple[CountTokens, int | None]]
@@ -40,11 +42,12 @@ def estimate_job(planning: Planning, spec: SummarizeSpec, find_counter: FindCoun
     drafted = draft(planning, spec)
     limit_tokens, warnings = spec.max_input_tokens, []
     prompts: list[Prompt] = []
+    model = drafted.model or drafted.base
     if drafted.model is None:
-        warnings.append("The model is not made yet: its tokens, its stored summaries and its speed are unknown.")
-    else:
+        warnings.append(TUNED_LATER if model is not None else UNKNOWN_MODEL)
+    if model is not None:
         try:
-            count_tokens, positions = find_counter(drafted.model)
+            count_tokens, positions = find_counter(model)
         except ModelUnreadable as error:
             warnings.append(f"Tokens could not be counted: {error.message}")
         else:
@@ -67,8 +70,7 @@ def _view(
         dataset = datasets.get(connection, planning.tenant_key, spec.dataset)
         live = find_writers(connection, within_s=planning.live_within_s)
         stored = _count_stored(connection, planning.tenant_key, spec, drafted, dataset)
-        work = None if drafted.model is None else Work.of(drafted.model.digest, spec.precision, generation)
-        speeds = [] if work is None else find_speeds(connection, work, live)
+        speeds = find_speeds(connection, drafted.works, live)
     to_generate = (drafted.rows.count if generation.do_sample else distinct) - stored
     tokens_in = estimate.sum_up(prompts, distinct=distinct, limit_tokens=limit_tokens) if prompts else None
     cuts = spec.on_overflow == "truncate"
@@ -101,7 +103,7 @@ def _view(
             cuts=cuts,
             workers=min(len(live), len(drafted.ranges)),
         ),
-        basis=estimate.explain(speeds),
+        basis=estimate.explain(speeds, "" if drafted.model is None else drafted.model.digest),
         speeds=[estimate.view_of(speed) for speed in dict.fromkeys(speeds)],
         warnings=warnings,
     )

@@ -13,6 +13,7 @@ from gistmill.db import prompts as prompt_rows
 from gistmill.db import speed as speeds
 from gistmill.db import workers
 from gistmill.db.jobs import JobRows
+from gistmill.db.lineage import find_base_digest
 from gistmill.db.prompts import NewPrompt
 from gistmill.db.session import Database
 from gistmill.db.speed import Speed, Work
@@ -64,13 +65,15 @@ def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = Non
     spec = spec.model_copy(update={"prompt": prompt.reference})
     taken = rows or select_rows(spec.select, dataset.rows)
     if planned is not None:
-        return replace(_draft_waiting(planning, spec, dataset, taken), before=(planned,), maker=planned)
+        waiting = _draft_waiting(planning, spec, dataset, taken, planned.model)
+        return replace(waiting, before=(planned,), maker=planned)
     if maker is not None and made is None:
-        waiting = _draft_waiting(planning, spec, dataset, taken)
+        waiting = _draft_waiting(planning, spec, dataset, taken, find_base(planning, maker.model_key))
         return replace(waiting, needs=(maker.key,), model_job_key=maker.key)
     model = planning.resolve_model(made or spec.model)
     _check_int8(planning.database, spec, model)
-    ranges = plan_ranges(planning, dataset, taken, Work.of(model.digest, spec.precision, spec.generation))
+    works = list_works(spec, [model.digest, *_list_bases(planning.database, model)])
+    ranges = plan_ranges(planning, dataset, taken, works)
     return Draft(
         spec=spec.model_copy(update={"model": made or spec.model}),
         dataset_key=dataset.key,
@@ -79,6 +82,7 @@ def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = Non
         ranges=ranges,
         recipe=recipe(spec, model_digest=model.digest, prompt_digest=prompt.digest),
         distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
+        works=works,
     )
 
 
@@ -109,14 +113,30 @@ def find_product(connection: Connection, job_key: int) -> str | None:
     return None if row is None else f"{row.name}@{row.version}"
 
 
-def plan_ranges(planning: Planning, dataset: Row[Any], rows: JobRows, work: Work | None) -> tuple[Range, ...]:
-    """Cut these rows into chunks of a size that suits the measured speed of this work and the live workers."""
+def find_base(planning: Planning, model_key: int | None) -> ResolvedModel | None:
+    """Return the model that a finetune job tunes, or None when it was removed meanwhile."""
+    kept = select(models.c.name, models.c.version).where(models.c.key == model_key, models.c.removed_at.is_(None))
+    with planning.database.read() as connection:
+        row = connection.execute(kept).one_or_none()
+    return None if row is None else planning.resolve_model(f"{row.name}@{row.version}")
+
+
+def list_works(spec: SummarizeSpec, digests: Sequence[str]) -> tuple[Work, ...]:
+    """Return what the job does with the first of these models, and what it would do with the others.
+
+    A tuned model is as fast as what it was tuned from, which may have run when it has not.
+    """
+    return tuple(Work.of(digest, spec.precision, spec.generation) for digest in digests)
+
+
+def plan_ranges(planning: Planning, dataset: Row[Any], rows: JobRows, works: Sequence[Work]) -> tuple[Range, ...]:
+    """Cut these rows into chunks of a size that suits the measured speed of such work and the live workers."""
     with planning.database.read() as connection:
         live = find_writers(connection, within_s=planning.live_within_s)
         size = plan.chunk_size(
             min(rows.count, dataset.dialogues),
             live_workers=len(live),
-            dialogues_per_s=None if work is None else _find_speed(connection, work, live),
+            dialogues_per_s=_find_speed(connection, works, live),
         )
         return cut_rows(connection, dataset, rows, size)
 
@@ -127,15 +147,19 @@ def find_writers(connection: Connection, *, within_s: float) -> list[str]:
     return [row.device_name for row in live if JobKind.SUMMARIZE in row.kinds]
 
 
-def find_speeds(connection: Connection, work: Work, live: Sequence[str]) -> list[Speed]:
-    """Return the speed of each of these devices that is known, or of all devices when none of these has done such work."""
-    found = {speed.device_name: speed for speed in speeds.find(connection, work)}
+def find_speeds(connection: Connection, works: Sequence[Work], live: Sequence[str]) -> list[Speed]:
+    """Return the speed of each of these devices at the first of these works that anybody has done.
+
+    It is that of all devices when none of these has done it.
+    """
+    measured = (speeds.find(connection, work) for work in works)
+    found = {speed.device_name: speed for speed in next(filter(None, measured), [])}
     return [found[name] for name in live if name in found] or list(found.values())
 
 
-def _find_speed(connection: Connection, work: Work, live: Sequence[str]) -> float | None:
+def _find_speed(connection: Connection, works: Sequence[Work], live: Sequence[str]) -> float | None:
     """Return the mean dialogues per second of a worker, or None when nobody has done such work."""
-    known = [speed.dialogues_per_s for speed in find_speeds(connection, work, live)]
+    known = [speed.dialogues_per_s for speed in find_speeds(connection, works, live)]
     return sum(known) / len(known) if known else None
 
 
@@ -163,8 +187,19 @@ def _check_int8(database: Database, spec: SummarizeSpec, model: ResolvedModel) -
         )
 
 
-def _draft_waiting(planning: Planning, spec: SummarizeSpec, dataset: Row[Any], rows: JobRows) -> Draft:
-    ranges = plan_ranges(planning, dataset, rows, None)
+def _list_bases(database: Database, model: ResolvedModel) -> list[str]:
+    """Return the digest of what a model was tuned from, if it was."""
+    with database.read() as connection:
+        row = connection.execute(select(models).where(models.c.key == model.key)).one_or_none()
+    base = None if row is None else find_base_digest(row)
+    return [] if base is None else [base]
+
+
+def _draft_waiting(
+    planning: Planning, spec: SummarizeSpec, dataset: Row[Any], rows: JobRows, base: ResolvedModel | None
+) -> Draft:
+    works = list_works(spec, [] if base is None else [base.digest])
+    ranges = plan_ranges(planning, dataset, rows, works)
     return Draft(
         spec=spec,
         dataset_key=dataset.key,
@@ -172,4 +207,6 @@ def _draft_waiting(planning: Planning, spec: SummarizeSpec, dataset: Row[Any], r
         rows=rows,
         ranges=ranges,
         distinct_dialogues=sum(chunk.dialogues for chunk in ranges),
+        base=base,
+        works=works,
     )

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
 from gistmill.db import speed
+from gistmill.db.models import resolve
 from gistmill.db.session import Database
 from gistmill.db.speed import Measurement, Work
 from gistmill.db.tables import jobs, models
@@ -20,6 +21,7 @@ from gistmill.specs import GenerationParameters
 from gistmill.submit import estimating
 from tests.support.api import api_settings, running_api
 from tests.support.bench import Bench, work_until_completed
+from tests.support.finetune import add_model
 from tests.support.jobs import make_worker
 from workers.engine.fake import FakeEngine
 
@@ -130,3 +132,70 @@ def test_bad_input_gets_the_error_of_the_real_submit(api: TestClient, body: dict
     tried, real = api.post("/v1/estimates", json=whole), api.post("/v1/jobs", json=whole | {"kind": "summarize"})
     assert tried.status_code >= 400
     assert (tried.status_code, tried.json()["code"]) == (real.status_code, real.json()["code"])
+
+
+PAIRS = b"".join(
+    json.dumps({"dialogue": f"Ann: hello {number}", "summary": "Hello."}).encode() + b"\n" for number in range(600)
+)
+
+
+@pytest.fixture
+def training(api: TestClient) -> str:
+    """The id of a job that tunes gist-tiny on 600 pairs, which are the dataset `pairs`."""
+    assert api.post("/v1/datasets", content=PAIRS, params={"filename": "pairs.jsonl"}).status_code == 201
+    answer = api.post("/v1/jobs", json={"kind": "finetune", "dataset": "pairs", "model": "gist-tiny", "name": "tuned"})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def digest_of_model(database: Database, name: str) -> str:
+    """Return the sha256 of a model's files."""
+    with database.read() as connection:
+        return str(connection.scalar(select(models.c.digest).where(models.c.name == name)))
+
+
+def note_speed(database: Database, digest: str, *, seconds: float) -> None:
+    """Note that ten dialogues of 900 tokens took so long with this model, with a hundred tokens out."""
+    work = Work.of(digest, "native", GenerationParameters())
+    took = Measurement(work, digest, "ctranslate2", "cpu", "float32", 10, 900, 100, seconds)
+    database.transact(partial(speed.record, measurement=took))
+
+
+def test_model_that_is_still_to_be_made_has_the_tokens_and_the_speed_of_its_base(
+    api: TestClient, database: Database, training: str
+) -> None:
+    view = estimate(api, dataset="pairs", model=f"job:{training}")
+    assert (view["tokens_in"]["counted"], view["expected_s"]) == (600, None)
+    assert view["warnings"] == ["The model is not made yet: tokens and speed are those of the model that it is tuned from."]
+    note_speed(database, digest_of_model(database, "gist-tiny"), seconds=10.0)
+    make_worker(database, "alive")
+    measured = estimate(api, dataset="pairs", model=f"job:{training}")
+    assert measured["expected_s"] == pytest.approx((view["tokens_in"]["total"] + 600 * 10) / 100)
+    assert measured["basis"].startswith("measured with the model that it is tuned from: 100 tokens/s on cpu")
+    # One dialogue a second, where a chunk of an unknown speed has many.
+    assert measured["chunks"] > view["chunks"]
+    job = api.post("/v1/jobs", json={"dataset": "pairs", "model": f"job:{training}"}).json()
+    assert job["chunks_left"] == measured["chunks"]
+
+
+def test_nothing_is_known_of_a_model_whose_base_was_removed_before_it_was_made(
+    api: TestClient, database: Database, training: str
+) -> None:
+    database.transact(lambda connection: connection.execute(update(models).values(removed_at=1.0)))
+    view = estimate(api, dataset="pairs", model=f"job:{training}")
+    assert (view["tokens_in"], view["expected_s"], view["rows"]) == (None, None, 600)
+    assert "what it is tuned from was removed" in view["warnings"][0]
+
+
+@pytest.mark.parametrize("name", ["an-adapter", "gist-tiny"])
+def test_model_that_never_ran_is_as_fast_as_its_base_until_it_has(api: TestClient, database: Database, name: str) -> None:
+    base = digest_of_model(database, "gist-tiny")
+    add_model(database, "an-adapter", digest="d" * 64, kind="adapter", base_digest=base)
+    if name == "gist-tiny":
+        base = "e" * 64
+        tuned = update(models).where(models.c.name == "gist-tiny").values(lineage={"base_digest": base})
+        database.transact(lambda connection: connection.execute(tuned))
+    note_speed(database, base, seconds=10.0)
+    assert estimate(api, model=name)["basis"].startswith("measured with the model that it is tuned from: 100 tokens/s")
+    note_speed(database, resolve(database, 1, name).digest, seconds=1.0)
+    assert estimate(api, model=name)["basis"].startswith("measured: 1,000 tokens/s")

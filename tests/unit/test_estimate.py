@@ -9,7 +9,7 @@ import pytest
 from gistmill.db.speed import Speed
 from gistmill.estimate import UNMEASURED, Prompt, expect, explain, sum_up
 
-SPEED = Speed("ctranslate2", "CPU", 2.0, 300.0, 50.0, load_s=None, warmup_s=None, measured_at=1_790_000_000.0)
+SPEED = Speed("a" * 64, "ctranslate2", "CPU", 2.0, 300.0, 50.0, load_s=None, warmup_s=None, measured_at=1_790_000_000.0)
 
 
 def test_sums_of_counted_prompts() -> None:
@@ -39,7 +39,7 @@ def test_prompts_over_the_limit_fail_and_take_no_time_or_are_cut(cuts: bool, exp
 def test_workers_of_different_speed_share_the_work() -> None:
     speeds = [SPEED, replace(SPEED, device_name="GPU", tokens_per_s=1200.0)]
     assert expect([Prompt(100, 1)], speeds, to_generate=10, limit_tokens=512, cuts=False, workers=2) == 1.0
-    assert explain(speeds) == (
+    assert explain(speeds, "a" * 64) == (
         "measured: 300 tokens/s on CPU with ctranslate2, last 2026-09-21 14:13 UTC; "
         "measured: 1,200 tokens/s on GPU with ctranslate2, last 2026-09-21 14:13 UTC"
     )
@@ -48,4 +48,4 @@ def test_workers_of_different_speed_share_the_work() -> None:
 def test_unknown_speed_is_no_time_unless_nothing_is_left_to_do() -> None:
     assert expect([Prompt(9, 1)], [], to_generate=1, limit_tokens=512, cuts=False, workers=1) is None
     assert expect([Prompt(9, 1)], [], to_generate=0, limit_tokens=512, cuts=False, workers=1) == 0.0
-    assert explain([]) == UNMEASURED
+    assert explain([], "a" * 64) == UNMEASURED
