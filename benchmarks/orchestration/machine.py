@@ -54,7 +54,11 @@ def measure_pace(directory: Path) -> dict[str, float]:
     touches = min(_seconds_of(_touch_memory) for _ in range(3))
     with tempfile.TemporaryFile(dir=directory) as file:
         syncs = [_seconds_of(partial(_write_page, file)) for _ in range(SYNCS)]
-    return {"additions_s": round(additions, 3), "memory_ms": round(touches * 1000, 1), "sync_ms": round(statistics.median(syncs) * 1000, 2)}
+    return {
+        "additions_s": round(additions, 3),
+        "memory_ms": round(touches * 1000, 1),
+        "sync_ms": round(statistics.median(syncs) * 1000, 2),
+    }
 
 
 def _add() -> None:
