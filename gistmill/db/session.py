@@ -77,8 +77,11 @@ class Database:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections: at once those that wait, the others when they are given back."""
+        pool = self.engine.pool
         self.engine.dispose()
+        # A thread that still uses one gives it back to this pool, where it would stay open until somebody collects it.
+        event.listen(pool, "checkin", lambda _driver, record: record.invalidate())
 
 
 def open_database(url: str, *, connections: int = 2, statement_timeout_s: float = 30.0) -> Database:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from gistmill.db import session
 from gistmill.db.session import Database, open_database
@@ -89,3 +89,16 @@ def test_writer_waits_for_whoever_recovers_the_log_of_the_file(file: Database, m
     other.transact(lambda connection: connection.execute(text("INSERT INTO written VALUES (3)")))
     other.close()
     assert len(refused) == 3
+
+
+def test_connection_in_use_when_the_database_is_closed_is_closed_when_it_is_given_back(database_url: str) -> None:
+    opened = open_database(database_url)
+    with opened.read() as connection:
+        record = connection.connection._connection_record  # type: ignore[attr-defined]
+        assert record is not None
+        opened.close()
+        assert connection.execute(select(1)).scalar_one() == 1
+    assert record.dbapi_connection is None
+    with opened.read() as connection:
+        assert connection.execute(select(1)).scalar_one() == 1
+    opened.close()
