@@ -14,7 +14,9 @@ from gistmill.views import Counts, ItemErrorView, JobView, MetricView, ResultVie
 if TYPE_CHECKING:
     from gistmill.client.client import Client
 
-POLL_S = 0.3
+# A long job is asked for less often: on the host that also runs it, each question takes time from the work.
+POLL_S, LONGEST_POLL_S = 0.3, 2.0
+POLLED_PART = 0.05
 
 
 class Job:
@@ -57,16 +59,18 @@ class Job:
 
             with show_progress() as on_change:
                 return self.wait(timeout_s=timeout_s, on_change=on_change)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        began_at = time.monotonic()
         while True:
             self.refresh()
             if on_change is not None:
                 on_change(self.view)
             if JobState(self.view.state).is_final:
                 return self
-            if deadline is not None and time.monotonic() > deadline:
+            passed_s = time.monotonic() - began_at
+            if timeout_s is not None and passed_s > timeout_s:
                 raise TimeoutError(f"The job {self.id} is {self.view.state} after {timeout_s} s; it runs on.")
-            time.sleep(POLL_S)
+            pause_s = min(LONGEST_POLL_S, max(POLL_S, passed_s * POLLED_PART))
+            time.sleep(pause_s if timeout_s is None else min(pause_s, max(POLL_S, timeout_s - passed_s)))
 
     def results(self, *, follow: bool = True, after: str | None = None) -> Iterator[ResultView]:
         """Yield every summary once, as they arrive while the job runs and in input order when it has ended.
