@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gistmill.client.comparison import Comparison
 from gistmill.client.job import Job
+from gistmill.client.waiting import wait_for_end
 from gistmill.errors import InvalidInput
-from gistmill.states import JobState
 from gistmill.views import ExperimentView, StepView
 
 if TYPE_CHECKING:
@@ -56,16 +55,15 @@ class Experiment:
         Raises:
             TimeoutError: it has not ended in `timeout_s` seconds; it runs on.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            self.refresh()
-            if on_change is not None:
-                on_change(self.view)
-            if JobState(self.view.state).is_final:
-                return self
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"The experiment {self.id} is {self.view.state} after {timeout_s} s; it runs on.")
-            time.sleep(POLL_S)
+        wait_for_end(
+            lambda: self.refresh().view,
+            "experiment",
+            timeout_s=timeout_s,
+            on_change=on_change,
+            shortest_s=POLL_S,
+            longest_s=POLL_S,
+        )
+        return self
 
     def comparison(self, name: str = "models") -> Comparison:
         """Return the comparison of the prompts, of the generation parameters (`generation`), or of the models.

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from gistmill.client.waiting import wait_for_end
 from gistmill.curve import Curve
-from gistmill.states import JobState
 from gistmill.views import Counts, ItemErrorView, JobView, MetricView, ResultView
 
 if TYPE_CHECKING:
     from gistmill.client.client import Client
 
-# A long job is asked for less often: on the host that also runs it, each question takes time from the work.
-POLL_S, LONGEST_POLL_S = 0.3, 2.0
-POLLED_PART = 0.05
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.3, 2.0
 
 
 class Job:
@@ -59,18 +56,15 @@ class Job:
 
             with show_progress() as on_change:
                 return self.wait(timeout_s=timeout_s, on_change=on_change)
-        began_at = time.monotonic()
-        while True:
-            self.refresh()
-            if on_change is not None:
-                on_change(self.view)
-            if JobState(self.view.state).is_final:
-                return self
-            passed_s = time.monotonic() - began_at
-            if timeout_s is not None and passed_s > timeout_s:
-                raise TimeoutError(f"The job {self.id} is {self.view.state} after {timeout_s} s; it runs on.")
-            pause_s = min(LONGEST_POLL_S, max(POLL_S, passed_s * POLLED_PART))
-            time.sleep(pause_s if timeout_s is None else min(pause_s, max(POLL_S, timeout_s - passed_s)))
+        wait_for_end(
+            lambda: self.refresh().view,
+            "job",
+            timeout_s=timeout_s,
+            on_change=on_change,
+            shortest_s=SHORTEST_POLL_S,
+            longest_s=LONGEST_POLL_S,
+        )
+        return self
 
     def results(self, *, follow: bool = True, after: str | None = None) -> Iterator[ResultView]:
         """Yield every summary once, as they arrive while the job runs and in input order when it has ended.

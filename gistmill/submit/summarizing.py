@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
 from gistmill import plan
 from gistmill.db import prompts as prompt_rows
@@ -15,6 +15,7 @@ from gistmill.db import workers
 from gistmill.db.jobs import JobRows
 from gistmill.db.lineage import find_base_digest
 from gistmill.db.prompts import NewPrompt
+from gistmill.db.references import label
 from gistmill.db.session import Database
 from gistmill.db.speed import Speed, Work
 from gistmill.db.tables import jobs, models
@@ -68,11 +69,13 @@ def draft(planning: Planning, spec: SummarizeSpec, *, rows: JobRows | None = Non
         waiting = _draft_waiting(planning, spec, dataset, taken, planned.model)
         return replace(waiting, before=(planned,), maker=planned)
     if maker is not None and made is None:
-        waiting = _draft_waiting(planning, spec, dataset, taken, find_base(planning, maker.model_key))
+        waiting = _draft_waiting(planning, spec, dataset, taken, _find_base(planning, maker.model_key))
         return replace(waiting, needs=(maker.key,), model_job_key=maker.key)
     model = planning.resolve_model(made or spec.model)
-    _check_int8(planning.database, spec, model)
-    works = list_works(spec, [model.digest, *_list_bases(planning.database, model)])
+    with planning.database.read() as connection:
+        version = connection.execute(select(models).where(models.c.key == model.key)).one_or_none()
+    _check_int8(spec, version)
+    works = _list_works(spec, model.digest, None if version is None else find_base_digest(version))
     ranges = plan_ranges(planning, dataset, taken, works)
     return Draft(
         spec=spec.model_copy(update={"model": made or spec.model}),
@@ -109,24 +112,27 @@ def find_maker(connection: Connection, tenant_key: int, model: str) -> Row[Any] 
 
 def find_product(connection: Connection, job_key: int) -> str | None:
     """Return the reference of the model version that a finetune job has made, or None when it has not yet."""
-    row = connection.execute(select(models.c.name, models.c.version).where(models.c.job_key == job_key)).one_or_none()
-    return None if row is None else f"{row.name}@{row.version}"
+    return _find_reference(connection, models.c.job_key == job_key)
 
 
-def find_base(planning: Planning, model_key: int | None) -> ResolvedModel | None:
+def _find_reference(connection: Connection, *which: ColumnElement[bool]) -> str | None:
+    row: Row[Any] | None = connection.execute(select(models).where(*which)).one_or_none()
+    return None if row is None else label(row)
+
+
+def _find_base(planning: Planning, model_key: int | None) -> ResolvedModel | None:
     """Return the model that a finetune job tunes, or None when it was removed meanwhile."""
-    kept = select(models.c.name, models.c.version).where(models.c.key == model_key, models.c.removed_at.is_(None))
     with planning.database.read() as connection:
-        row = connection.execute(kept).one_or_none()
-    return None if row is None else planning.resolve_model(f"{row.name}@{row.version}")
+        reference = _find_reference(connection, models.c.key == model_key, models.c.removed_at.is_(None))
+    return None if reference is None else planning.resolve_model(reference)
 
 
-def list_works(spec: SummarizeSpec, digests: Sequence[str]) -> tuple[Work, ...]:
+def _list_works(spec: SummarizeSpec, *digests: str | None) -> tuple[Work, ...]:
     """Return what the job does with the first of these models, and what it would do with the others.
 
     A tuned model is as fast as what it was tuned from, which may have run when it has not.
     """
-    return tuple(Work.of(digest, spec.precision, spec.generation) for digest in digests)
+    return tuple(Work.of(digest, spec.precision, spec.generation) for digest in digests if digest is not None)
 
 
 def plan_ranges(planning: Planning, dataset: Row[Any], rows: JobRows, works: Sequence[Work]) -> tuple[Range, ...]:
@@ -173,13 +179,11 @@ def cut_rows(connection: Connection, dataset: Row[Any], rows: JobRows, size: int
     return tuple(ranges)
 
 
-def _check_int8(database: Database, spec: SummarizeSpec, model: ResolvedModel) -> None:
-    if spec.precision != "int8":
+def _check_int8(spec: SummarizeSpec, version: Row[Any] | None) -> None:
+    if spec.precision != "int8" or version is None:
         return
-    with database.read() as connection:
-        manifest = connection.scalar(select(models.c.manifest).where(models.c.key == model.key)) or {}
     # What a row does not tell is left to the worker.
-    kind = manifest.get("model_type")
+    kind = (version.manifest or {}).get("model_type")
     if kind and kind not in INT8_MODEL_TYPES:
         raise InvalidSpec(
             f"The job cannot run as written: /precision: int8 is offered for T5 models only, and {spec.model} is a"
@@ -187,18 +191,10 @@ def _check_int8(database: Database, spec: SummarizeSpec, model: ResolvedModel) -
         )
 
 
-def _list_bases(database: Database, model: ResolvedModel) -> list[str]:
-    """Return the digest of what a model was tuned from, if it was."""
-    with database.read() as connection:
-        row = connection.execute(select(models).where(models.c.key == model.key)).one_or_none()
-    base = None if row is None else find_base_digest(row)
-    return [] if base is None else [base]
-
-
 def _draft_waiting(
     planning: Planning, spec: SummarizeSpec, dataset: Row[Any], rows: JobRows, base: ResolvedModel | None
 ) -> Draft:
-    works = list_works(spec, [] if base is None else [base.digest])
+    works = _list_works(spec, None if base is None else base.digest)
     ranges = plan_ranges(planning, dataset, rows, works)
     return Draft(
         spec=spec,

@@ -44,6 +44,21 @@ def estimate(api: TestClient, **fields: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
+def digest_of_model(database: Database, name: str) -> str:
+    """Return the sha256 of a model's files."""
+    with database.read() as connection:
+        digest = connection.scalar(select(models.c.digest).where(models.c.name == name))
+    assert digest is not None
+    return digest
+
+
+def note_speed(database: Database, digest: str, *, seconds: float, load_s: float | None = None) -> None:
+    """Note that ten dialogues of 900 tokens took so long with this model, with a hundred tokens out."""
+    work = Work.of(digest, "native", GenerationParameters())
+    took = Measurement(work, digest, "ctranslate2", "cpu", "float32", 10, 900, 100, seconds, load_s=load_s)
+    database.transact(partial(speed.record, measurement=took))
+
+
 def test_estimate_counts_and_submits_nothing(api: TestClient, database: Database) -> None:
     view = estimate(api)
     assert (view["rows"], view["distinct"], view["stored"], view["to_generate"], view["chunks"]) == (8, 4, 0, 4, 1)
@@ -81,12 +96,7 @@ def test_selected_rows_only_are_counted_and_a_sample_says_so(api: TestClient, mo
 
 
 def test_time_follows_the_speed_of_the_live_workers(api: TestClient, database: Database) -> None:
-    with database.read() as connection:
-        digest = connection.scalar(select(models.c.digest).where(models.c.name == "gist-tiny"))
-    assert digest is not None
-    work = Work.of(digest, "native", GenerationParameters())
-    took = Measurement(work, digest, "ctranslate2", "cpu", "float32", 10, 900, 100, 10.0, load_s=1.5)
-    database.transact(partial(speed.record, measurement=took))
+    note_speed(database, digest_of_model(database, "gist-tiny"), seconds=10.0, load_s=1.5)
     make_worker(database, "alive")
     view = estimate(api)
     # 100 tokens/s, of which each summary takes 10.
@@ -146,19 +156,6 @@ def training(api: TestClient) -> str:
     answer = api.post("/v1/jobs", json={"kind": "finetune", "dataset": "pairs", "model": "gist-tiny", "name": "tuned"})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
-
-
-def digest_of_model(database: Database, name: str) -> str:
-    """Return the sha256 of a model's files."""
-    with database.read() as connection:
-        return str(connection.scalar(select(models.c.digest).where(models.c.name == name)))
-
-
-def note_speed(database: Database, digest: str, *, seconds: float) -> None:
-    """Note that ten dialogues of 900 tokens took so long with this model, with a hundred tokens out."""
-    work = Work.of(digest, "native", GenerationParameters())
-    took = Measurement(work, digest, "ctranslate2", "cpu", "float32", 10, 900, 100, seconds)
-    database.transact(partial(speed.record, measurement=took))
 
 
 def test_model_that_is_still_to_be_made_has_the_tokens_and_the_speed_of_its_base(
