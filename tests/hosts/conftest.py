@@ -46,7 +46,7 @@ class Fleet:
         """Start the api and wait until it answers."""
         self._start(self.network["api"], sys.executable, "-c", "from gistmill.cli import main; main()", "api", environment={})
         log = self.directory / "api" / "log"
-        wait_until(lambda: "api_starts" in log.read_text(), timeout_s=30, what="the api")
+        wait_until(lambda: "api_starts" in log.read_text(), timeout_s=120, what="the api")
 
     def start_worker(self, name: str, **environment: str) -> None:
         """Start the launcher on a worker host."""
@@ -164,15 +164,18 @@ def fleet(network: Network, postgres: PostgreSQLServer, tmp_path: Path) -> Itera
     made_url = postgres.make_migrated()
     url = f"postgresql+psycopg://postgres@{network['postgres'].address}/{name_in(made_url)}"
     made = Fleet(network, tmp_path, url)
-    with network["client"].inside():
-        made.start_redis()
-        made.start_api()
-        yield made
-    for host in network.hosts.values():
-        host.speed_up()
-        host.join()
-        host.kill()
-    postgres.drop(made_url)
+    try:
+        with network["client"].inside():
+            made.start_redis()
+            made.start_api()
+            yield made
+    finally:
+        # What did not start in time must not hold the ports of the next test.
+        for host in network.hosts.values():
+            host.speed_up()
+            host.join()
+            host.kill()
+        postgres.drop(made_url)
     for log in sorted(tmp_path.glob("*/log")):
         print(f"--- {log.parent.name}", log.read_text(errors="replace")[-6000:], sep="\n")
 

@@ -111,9 +111,11 @@ def poison(stage: Stage, fault: Fault) -> Met | None:
     """A dialogue that kills every worker that takes it, among healthy ones; met when it stands alone and has failed."""
     at = time.monotonic()
     dialogues = int(fault.parameters["dialogues"])
-    texts = [f"{poison_name(fault)} row {number}" for number in range(dialogues)]
+    # A fault that is not met is tried again, which is another submission.
+    name = f"poison-{fault.number}-{next(stage.poisonings)}"
+    texts = [f"{name} row {number}" for number in range(dialogues)]
     texts[int(fault.parameters["where"]) % dialogues] += f" {KILLS}"
-    labels = {"soak": poison_name(fault)}
+    labels = {"soak": name}
     spec = {"labels": labels, "priority": URGENT}
     job = make_job(stage.database, texts, per_chunk=dialogues, spec=spec, priority=URGENT, labels=labels)
 
@@ -122,11 +124,6 @@ def poison(stage: Stage, fault: Fault) -> Met | None:
 
     ended = stage.wait_for(has_ended, timeout_s=90)
     return Met(at, at, seconds=time.monotonic() - at) if ended else None
-
-
-def poison_name(fault: Fault) -> str:
-    """Return the label of the job that carries this poison."""
-    return f"poison-{fault.number}-{int(fault.parameters['dialogues'])}"
 
 
 def _end(stage: Stage, fault: Fault, number: signal.Signals, status: int) -> Met | None:

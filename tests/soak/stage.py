@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,7 @@ class Stage:
         self.forging = threading.Lock()
         self.accepted_at = 0.0
         self.cancelled: set[str] = set()
+        self.poisonings = count(1)
         self.seats: list[WorkerProcess] = []
         self.redis = RedisServer(directory)
         self.redis_proxy = Proxy(self.redis.port)
