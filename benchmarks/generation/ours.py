@@ -16,7 +16,7 @@ from workers.engine.tuned import TunedEngine
 
 MAX_INPUT_TOKENS = 2_048
 # An engine has at most this many trials to make, and prompts that are too few for one make none.
-MOST_PASSES = 30
+MOST_PASSES = 60
 
 
 class OurEngine:

@@ -14,7 +14,7 @@ from workers.engine.base import Outcome, Prompt, Row
 from workers.engine.batching import pack_evenly
 from workers.engine.fake import FakeEngine
 from workers.engine.tuned import TunedEngine
-from workers.engine.tuning import ROUNDS, Setting, Tuner, choose, find_next, list_lanes, trial_rows
+from workers.engine.tuning import FINAL_ROUNDS, ROUNDS, Setting, Tuner, choose, find_next, list_lanes, trial_rows
 
 WIDE, NARROW = Setting(1, 40), Setting(1, 20)
 BOTH, BOTH_NARROW = Setting(2, 20), Setting(2, 10)
@@ -47,13 +47,34 @@ def test_every_setting_is_tried_in_each_round_and_every_other_round_is_in_revers
         tried.append(find_next(SETTINGS, notes.speeds))
         notes.add(tried[-1], 1.0)
 
-    assert tried == [*SETTINGS, *reversed(SETTINGS), *SETTINGS]
+    assert tried == [*SETTINGS, *reversed(SETTINGS)] * (FINAL_ROUNDS // 2)
+
+
+def test_settings_that_are_far_from_the_fastest_are_tried_no_further() -> None:
+    notes, tried = Memory(), []
+    while choose(SETTINGS, notes.speeds) is None:
+        tried.append(find_next(SETTINGS, notes.speeds))
+        notes.add(tried[-1], SPEEDS[tried[-1]] if tried[-1] != NARROW else 121.0)
+
+    assert tried == [*SETTINGS, *reversed(SETTINGS), *SETTINGS, BOTH, NARROW, NARROW, BOTH, BOTH, NARROW]
+    alone = {setting: [100.0 if setting is BOTH else 79.0] * ROUNDS for setting in SETTINGS}
+    assert choose(SETTINGS, alone) == BOTH
+
+
+def test_setting_that_others_slowed_down_in_every_first_round_is_still_found() -> None:
+    notes = Memory()
+    while (chosen := choose(SETTINGS, notes.speeds)) is None:
+        setting = find_next(SETTINGS, notes.speeds)
+        is_disturbed = setting == BOTH and len(notes.speeds.get(BOTH, ())) < ROUNDS
+        notes.add(setting, SPEEDS[setting] * (0.6 if is_disturbed else 1.0))
+    assert chosen == BOTH
 
 
 def test_fastest_trial_of_each_counts_and_what_is_as_good_as_equal_changes_nothing() -> None:
-    speeds = {WIDE: [100.0, 20.0, 30.0], NARROW: [90.0] * 3, BOTH: [10.0, 10.0, 140.0], BOTH_NARROW: [99.0] * 3}
+    speeds = {WIDE: [100.0, *[30.0] * 5], NARROW: [90.0] * 6, BOTH: [*[10.0] * 5, 140.0], BOTH_NARROW: [99.0] * 6}
     assert choose(SETTINGS, speeds) == BOTH
-    assert choose(SETTINGS, speeds | {BOTH: [102.0] * 3}) == WIDE
+    assert choose(SETTINGS, speeds | {BOTH: [102.0] * 6}) == WIDE
+    assert choose(SETTINGS, speeds | {BOTH: [102.0] * 5}) is None
     assert choose(SETTINGS, speeds | {BOTH: [140.0] * 2}) is None
     assert choose([WIDE, NARROW], speeds) == WIDE, "figures of what may not be chosen do not count"
 

@@ -6,7 +6,8 @@ probe was rejected: one of a few seconds for all settings is too short to tell 1
 one that is long enough would cost a job of 50 rows more than it can gain.
 
 Others on the machine only ever slow a trial down. So every setting is tried in each of a few rounds, every other one in
-reverse, and its fastest trial counts.
+reverse, and its fastest trial counts. The settings that are then close to the fastest are tried as often again: a minute of
+other work can slow each trial of one of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 ROUNDS = 3
+# Settings are close when they come within a fifth of the fastest: those are tried so many times each.
+CLOSE = 0.8
+FINAL_ROUNDS = 6
 # An earlier setting is kept when a later one is faster by no more than this: that is noise.
 MARGIN = 1.03
 # A slice that fills less of the batches than this is no trial of them.
@@ -58,6 +62,8 @@ def list_lanes(threads: int) -> list[int]:
 
 def find_next(settings: Sequence[Setting], speeds: Speeds) -> Setting:
     """Return the setting to try next: in rounds, every other one in reverse, so that neighbours are tried one after another."""
+    if not _is_short_of(ROUNDS, settings, speeds):
+        settings = _list_close(settings, speeds)
     tried = [len(speeds.get(setting, ())) for setting in settings]
     rounds = min(tried)
     left = [setting for setting, times in zip(settings, tried, strict=True) if times == rounds]
@@ -66,13 +72,26 @@ def find_next(settings: Sequence[Setting], speeds: Speeds) -> Setting:
 
 def choose(settings: Sequence[Setting], speeds: Speeds) -> Setting | None:
     """Return the fastest setting, the first of those that are as good as equal; None while trials are missing."""
-    if any(len(speeds.get(setting, ())) < ROUNDS for setting in settings):
+    if _is_short_of(ROUNDS, settings, speeds):
         return None
-    chosen = settings[0]
-    for setting in settings[1:]:
+    close = _list_close(settings, speeds)
+    if len(close) > 1 and _is_short_of(FINAL_ROUNDS, close, speeds):
+        return None
+    chosen = close[0]
+    for setting in close[1:]:
         if max(speeds[setting]) > MARGIN * max(speeds[chosen]):
             chosen = setting
     return chosen
+
+
+def _is_short_of(rounds: int, settings: Sequence[Setting], speeds: Speeds) -> bool:
+    return any(len(speeds.get(setting, ())) < rounds for setting in settings)
+
+
+def _list_close(settings: Sequence[Setting], speeds: Speeds) -> list[Setting]:
+    """Return the settings that may be the fastest; each further trial can only leave fewer."""
+    fastest = max(max(speeds[setting]) for setting in settings)
+    return [setting for setting in settings if max(speeds[setting]) >= CLOSE * fastest]
 
 
 def trial_rows(lengths: Sequence[int], settings: Iterable[Setting], *, max_rows: int) -> int:
