@@ -12,6 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # `alone` has no other beside it. Without: make test SIDE_BY_SIDE=0
 SIDE_BY_SIDE ?= 2
 FAULTS_SIDE_BY_SIDE ?= 3
+MUTANTS_SIDE_BY_SIDE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-finetune demo-experiment test check faults engines gpu hosts coverage docs train-gist-tiny train-gist-tiny-base bench bench-gpu bench-quick bench-faults bench-poison bench-orchestration bench-training bench-rouge soak mutants mutants-short clean
@@ -109,10 +110,10 @@ soak: $(STAMP) ## Hurt a fleet at random for MINUTES, on DATABASE; SEED repeats 
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
 
 mutants: $(STAMP) ## Break each clause of docs/invariants.md once in a copy; a test must fail each time
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants --jobs $(MUTANTS_SIDE_BY_SIDE)
 
 mutants-short: $(STAMP) ## Break one or two clauses of each rule (what CI runs)
-	$(BIN)/python -m tests.mutants --short
+	$(BIN)/python -m tests.mutants --short --jobs $(MUTANTS_SIDE_BY_SIDE)
 
 clean: ## Remove the virtual environment and what demos and tests left
 	rm -rf $(VENV) demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
