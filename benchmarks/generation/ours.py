@@ -13,10 +13,11 @@ from models_store.store import Store
 from workers.engine.base import Completion, Engine, Prompt
 from workers.engine.loading import load_engine, load_greedy_engine
 from workers.engine.tuned import TunedEngine
+from workers.engine.tuning import FINAL_ROUNDS, MOST_SPLITS
 
 MAX_INPUT_TOKENS = 2_048
-# An engine has at most this many trials to make, and prompts that are too few for one make none.
-MOST_PASSES = 60
+# An engine has at most this many trials to make, with two budgets for each split; prompts that are too few for one make none.
+MOST_PASSES = 2 * MOST_SPLITS * FINAL_ROUNDS
 
 
 class OurEngine:

@@ -176,8 +176,8 @@ def fleet(network: Network, postgres: PostgreSQLServer, tmp_path: Path) -> Itera
             host.join()
             host.kill()
         postgres.drop(made_url)
-    for log in sorted(tmp_path.glob("*/log")):
-        print(f"--- {log.parent.name}", log.read_text(errors="replace")[-6000:], sep="\n")
+        for log in sorted(tmp_path.glob("*/log")):
+            print(f"--- {log.parent.name}", log.read_text(errors="replace")[-6000:], sep="\n")
 
 
 @pytest.fixture
