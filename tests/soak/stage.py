@@ -130,10 +130,11 @@ class Stage:
         self.call(self._launch_api)
 
     def kill_api(self) -> None:
-        """SIGKILL."""
-        if self._api is not None:
-            self._api.kill()
-            self._api.wait()
+        """SIGKILL. It stays away until it is started."""
+        api, self._api = self._api, None
+        if api is not None:
+            api.kill()
+            api.wait()
 
     def api_answers(self) -> bool:
         """True when the api serves."""
@@ -190,9 +191,14 @@ class Stage:
             )
 
     def _look_after(self) -> None:
-        """Start a worker wherever one has died, as a launcher would."""
+        """Start a worker wherever one has died, as a launcher would, and the api, as a supervisor would.
+
+        An api that finds its database away when it starts says so and ends.
+        """
         if self._is_closing:
             return
+        if self._api is not None and self._api.poll() is not None:
+            self._launch_api()
         for number, worker in enumerate(self.seats):
             if not worker.is_alive:
                 self.seats[number] = self._start_worker()
