@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gistmill.db.bulk import insert_many, listed
+from gistmill.db.bulk import insert_many, insert_returning, listed
 from gistmill.db.clock import as_datetime, db_now
 from gistmill.db.ids import make_id
 from gistmill.db.tables import dataset_dialogues, dataset_rows, datasets, dialogues
@@ -173,8 +173,9 @@ def write_rows(connection: Connection, lease: Lease, rows: Sequence[LoadableRow]
     # A dialogue that nobody had stored a moment ago has no rows in this dataset either.
     counts = _count_rows(connection, lease.dataset_key, list(keys.values())) if lease.rows else Counter()
     missing = {digest: row.dialogue for digest, row in zip(digests, rows, strict=True) if digest not in keys}
-    _insert_dialogues(connection, lease.tenant_key, missing)
-    keys |= _find_keys(connection, lease.tenant_key, sorted(missing))
+    keys |= _insert_dialogues(connection, lease.tenant_key, missing)
+    # Those that another upload has inserted since.
+    keys |= _find_keys(connection, lease.tenant_key, sorted(missing.keys() - keys.keys()))
     insert_many(connection, ROW_COLUMNS, _number_rows(lease, rows, [keys[digest] for digest in digests], counts))
     return replace(lease, rows=lease.rows + len(rows))
 
@@ -365,9 +366,13 @@ def _count_rows(connection: Connection, dataset_key: int, keys: Sequence[int]) -
     return Counter({key: count or 0 for key, count in connection.execute(query)})
 
 
-def _insert_dialogues(connection: Connection, tenant_key: int, texts: dict[str, str]) -> None:
-    values = ((tenant_key, digest, len(texts[digest]), texts[digest]) for digest in sorted(texts))
-    insert_many(connection, DIALOGUE_COLUMNS, values, or_skip=True)
+def _insert_dialogues(connection: Connection, tenant_key: int, texts: dict[str, str]) -> dict[str, int]:
+    """Insert those that are not there yet; return the keys that they got, by digest."""
+    values = [(tenant_key, digest, len(texts[digest]), texts[digest]) for digest in sorted(texts)]
+    written = insert_returning(
+        connection, DIALOGUE_COLUMNS, values, on_conflict="DO NOTHING", returning=(dialogues.c.digest, dialogues.c.key)
+    )
+    return {row[0]: row[1] for row in written}
 
 
 def _number_rows(
