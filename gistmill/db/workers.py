@@ -78,8 +78,12 @@ def _living() -> Select[Any]:
 
 def count_live(connection: Connection, *, within_s: float) -> int:
     """Return how many workers take work."""
-    query = select(func.count()).where(workers.c.seen_at > db_now() - within_s, workers.c.state.in_(("idle", "busy")))
-    return connection.execute(query).scalar_one()
+    return connection.execute(_count_living(), {"within_s": within_s}).scalar_one()
+
+
+@cache
+def _count_living() -> Select[Any]:
+    return _living().with_only_columns(func.count())
 
 
 def bells_to_ring(connection: Connection, *, within_s: float) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from gistmill.db import evaluations, experiments
+from gistmill.db import evaluations, experiments, references
 from gistmill.db import prompts as prompt_rows
 from gistmill.db.experiments import Step
 from gistmill.db.ids import make_id
@@ -110,7 +110,7 @@ def _reference(planning: Planning, base: ResolvedModel, asked: str) -> str:
     """Return what means this version for ever: the jobs run at different times."""
     with planning.database.read() as connection:
         row = connection.execute(select(models.c.name, models.c.version).where(models.c.key == base.key)).one()
-    return f"{row.name}@{row.version}" if getattr(base, "adapter_digest", None) is None else asked
+    return references.label(row) if getattr(base, "adapter_digest", None) is None else asked
 
 
 def _draft_tuning(planning: Planning, spec: ExperimentSpec, parts: Parts, method: Method) -> Draft:

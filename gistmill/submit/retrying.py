@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from gistmill.db import retrying
+from gistmill.db import references, retrying
 from gistmill.db.jobs import JobRows
 from gistmill.db.session import Database
 from gistmill.db.tables import datasets, models
@@ -51,7 +51,7 @@ def submit_retry(
         raise NothingToRetry(f"The job {job_id} has no failed item to make a new job of.")
     body = dict(job.spec) | {"dataset": dataset, "select": None}
     if model is not None:
-        body["model"] = f"{model.name}@{model.version}"
+        body["model"] = references.label(model)
     origin = Origin(job.key, JobRows(0, 0, 0, tuple(rows)))
     return submit_job(
         database,
