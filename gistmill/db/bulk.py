@@ -16,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Select,
+    String,
     Text,
     any_,
     bindparam,
@@ -64,12 +65,36 @@ class _Keys(UserDefinedType[Sequence[int]]):
         return lambda values: f"{opening}{','.join(map(str, values or ()))}{closing}"
 
 
-def is_among(connection: Connection, column: ColumnElement[int], values: Sequence[int]) -> ColumnElement[bool]:
-    """The condition that a number is one of these, which always takes the column's index.
+class _Texts(UserDefinedType[Sequence[str]]):
+    """Texts as one variable, in the same two ways."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return its name in SQL."""
+        return "TEXT[]"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[str] | None], str]:
+        """Return what writes the texts as one."""
+        if dialect.name == "sqlite":
+            return lambda values: json.dumps(list(values or ()))
+        return lambda values: f"{{{','.join(map(_quoted, values or ()))}}}"
+
+
+def _quoted(value: str) -> str:
+    """Return an element of an array as PostgreSQL reads it."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def is_among(connection: Connection, column: ColumnElement[Any], values: Sequence[int] | Sequence[str]) -> ColumnElement[bool]:
+    """The condition that a number or a text is one of these, which takes the column's index however small its table is yet.
 
     Behind IN, PostgreSQL walked all generations of a recipe for each page of a chunk: 15 ms with 60,000 of them, and rising.
     """
-    return _is_among(connection.dialect.name, column, literal(values, _Keys()))
+    kind: UserDefinedType[Any] = _Texts() if isinstance(column.type, String) else _Keys()
+    return _is_among(connection.dialect.name, column, literal(values, kind))
 
 
 def is_among_named(dialect: str, column: ColumnElement[int], name: str) -> ColumnElement[bool]:

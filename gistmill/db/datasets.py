@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gistmill.db.bulk import insert_many, insert_returning, listed
+from gistmill.db.bulk import insert_many, insert_returning, is_among
 from gistmill.db.clock import as_datetime, db_now
 from gistmill.db.ids import make_id
 from gistmill.db.tables import dataset_dialogues, dataset_rows, datasets, dialogues
@@ -347,7 +347,7 @@ def _find_keys(connection: Connection, tenant_key: int, digests: Sequence[str]) 
     if not digests:
         return {}
     query = select(dialogues.c.digest, dialogues.c.key).where(
-        dialogues.c.tenant_key == tenant_key, dialogues.c.digest.in_(listed(connection, digests))
+        dialogues.c.tenant_key == tenant_key, is_among(connection, dialogues.c.digest, digests)
     )
     return dict(connection.execute(query).all())
 
@@ -362,7 +362,7 @@ def _count_rows(connection: Connection, dataset_key: int, keys: Sequence[int]) -
         .correlate(dialogues)
         .scalar_subquery()
     )
-    query = select(dialogues.c.key, last + 1).where(dialogues.c.key.in_(listed(connection, keys)))
+    query = select(dialogues.c.key, last + 1).where(is_among(connection, dialogues.c.key, keys))
     return Counter({key: count or 0 for key, count in connection.execute(query)})
 
 

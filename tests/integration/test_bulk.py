@@ -1,0 +1,54 @@
+"""Many values in one statement: texts of every kind, and lookups that stay fast while their table grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+from sqlalchemy import select, text
+
+from gistmill.db import datasets
+from gistmill.db.bulk import insert_many, is_among
+from gistmill.db.datasets import NewDataset
+from gistmill.db.session import Database
+from gistmill.db.tables import dataset_rows
+from gistmill.ingest.rows import Row
+from tests.support.jobs import first_tenant
+
+ODD = ["plain", "", "a,b", "{}", "{a}", '"', 'say "yes"', "\\", "\\\\", 'ends in \\"', "NULL"]
+ODD += [" spaces ", "line\nbreak", "ünï çødé", "'"]
+ROWS, BATCH = 12_000, 250
+
+
+@pytest.fixture
+def odd(database: Database) -> Database:
+    """A database with a row for every odd text."""
+    rows = [(1, number, name, number, 0, "[]", "{}") for number, name in enumerate(ODD)]
+    database.transact(lambda connection: insert_many(connection, list(dataset_rows.columns), rows))
+    return database
+
+
+@pytest.mark.parametrize("asked", [[], *([value] for value in ODD), ODD], ids=repr)
+def test_texts_are_found_as_they_are_and_no_others(odd: Database, asked: Sequence[str]) -> None:
+    with odd.read() as connection:
+        query = select(dataset_rows.c.id).where(is_among(connection, dataset_rows.c.id, asked))
+        assert sorted(connection.execute(query).scalars()) == sorted(asked)
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_lookups_of_dialogues_do_not_walk_the_table_that_they_fill(database: Database) -> None:
+    new = NewDataset(first_tenant(database), "d", "numbers", "jsonl", {})
+    lease = database.transact(partial(datasets.begin, new=new, owner="me"))
+    assert lease is not None
+    for start in range(0, ROWS, BATCH):
+        rows = [Row(number, number + 1, str(number), f"dialogue {number}") for number in range(start, start + BATCH)]
+        lease = database.transact(partial(datasets.write_rows, lease=lease, rows=rows))
+    with database.read() as connection:
+        connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    with database.read() as connection:
+        query = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'dialogues'"
+        touched = connection.scalar(text(query))
+    # As long as a table is small, walking it is less work. Each row is looked up once, in vain, by its page.
+    assert touched < ROWS
