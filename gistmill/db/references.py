@@ -64,7 +64,7 @@ def base_of(connection: Connection, row: Row[Any]) -> Row[Any]:
     return base
 
 
-def label(row: Row[Any]) -> str:
+def label(row: Row[*tuple[Any, ...]]) -> str:
     """Return name@version."""
     return f"{row.name}@{row.version}"
 

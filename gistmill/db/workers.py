@@ -78,7 +78,7 @@ def _living() -> Select[Any]:
 
 def count_live(connection: Connection, *, within_s: float) -> int:
     """Return how many workers take work."""
-    return connection.execute(_count_living(), {"within_s": within_s}).scalar_one()
+    return int(connection.execute(_count_living(), {"within_s": within_s}).scalar_one())
 
 
 @cache
