@@ -29,6 +29,8 @@ FAST = {
     "GISTMILL_WORKER__MARGIN_S": "0.3",
     "GISTMILL_WORKER__RETRY_BASE_S": "0.1",
     "GISTMILL_WORKER__DRAIN_S": "10",
+    # A worker that is stopped may be in a transaction: PostgreSQL ends its session, and so its locks, after so long.
+    "GISTMILL_DATABASE__STATEMENT_TIMEOUT_S": "8",
     "GISTMILL_LOG__FORMAT": "text",
 }
 
