@@ -218,6 +218,8 @@ def _batches(rows: Iterable[LoadableRow], pace: Pace) -> Iterator[list[LoadableR
 
 def _characters(row: LoadableRow) -> int:
     """Return the length of the texts that may be long: dialogue, references, and summaries made elsewhere."""
+    if not row.references and not row.metadata:
+        return len(row.dialogue)
     predictions = row.metadata.get("predictions")
     texts = predictions.values() if isinstance(predictions, dict) else ()
     return len(row.dialogue) + sum(map(len, row.references)) + sum(len(text) for text in texts if isinstance(text, str))
