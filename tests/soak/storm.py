@@ -102,8 +102,11 @@ class Storm:
     def _make_up(self, lane: str) -> None:
         """Repeat what is owed: the last fault of each class of the lane that was not met often enough."""
         last = {fault.name: fault for fault in self.plan.faults if fault.lane == lane}
-        for name, fault in last.items():
-            while count_met(list(self.told), name) < self.plan.required and not self.stage.over.wait(REST_S):
+        while owed := [fault for name, fault in last.items() if count_met(list(self.told), name) < self.plan.required]:
+            # In turns: one that cannot be met keeps no other from it.
+            for fault in owed:
+                if self.stage.over.wait(REST_S):
+                    return
                 self._carry_out(fault)
 
     def _carry_out(self, fault: Fault) -> None:

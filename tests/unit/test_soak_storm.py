@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,3 +62,16 @@ def test_class_that_cannot_be_met_is_given_up_at_the_end_of_the_storm(monkeypatc
     storm._run_lane("its lane")
     assert storm.stage.over.is_set()
     assert count_met(storm.told, "elusive") == 0
+
+
+def test_class_that_cannot_be_met_keeps_no_other_of_its_lane_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    storm = make_storm(monkeypatch, misses=TRIES * 2 + 3, said=[])
+    monkeypatch.setitem(BY_NAME, "impossible", FaultClass("impossible", "its lane", lambda *_: None, "itself"))
+    impossible = Fault(2, "impossible", "its lane", 0.0, 0, {})
+    storm.plan = replace(storm.plan, faults=(impossible, *storm.plan.faults))
+    ender = threading.Timer(1.0, storm.stage.over.set)
+    ender.start()
+    storm._run_lane("its lane")
+    ender.cancel()
+    assert count_met(storm.told, "elusive") == 2
+    assert count_met(storm.told, "impossible") == 0
