@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, Select, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from gistmill import prompts
-from gistmill.db.bulk import listed
+from gistmill.db.bulk import is_among
 from gistmill.db.clock import as_datetime, db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import datasets, dialogues
@@ -72,7 +72,7 @@ def example_dialogues(connection: Connection, tenant_key: int, reference: str) -
     digests = [example["dialogue_digest"] for example in get_row(connection, tenant_key, reference).examples]
     if not digests:
         return frozenset()
-    is_shown = dialogues.c.digest.in_(listed(connection, digests))
+    is_shown = is_among(connection, dialogues.c.digest, digests)
     return frozenset(connection.scalars(select(dialogues.c.key).where(dialogues.c.tenant_key == tenant_key, is_shown)))
 
 
