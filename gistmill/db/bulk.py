@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Dialect,
+    Row,
     Select,
     String,
     Text,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     literal,
     select,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.types import UserDefinedType
 
 from gistmill.db.clock import db_now
@@ -32,6 +34,8 @@ from gistmill.db.clock import db_now
 PAGE = 5_000
 # SQLite allows 32,766 variables in a statement; the widest row that is inserted so has 13.
 ROWS_RETURNED = 2_000
+# With fewer rows the two round trips of a savepoint cost more than it saves.
+FEWEST_TRIED = 250
 
 
 def listed(connection: Connection, values: Sequence[int] | Sequence[str]) -> Select[Any]:
@@ -137,8 +141,12 @@ def insert_returning(
     stamp: Column[float] | None = None,
     on_conflict: str,
     returning: Sequence[Column[Any]],
+    seem_new: bool = False,
 ) -> list[tuple[Any, ...]]:
     """Insert rows of driver values, with the database's time in `stamp`; return these columns of the rows really written.
+
+    Rows that `seem_new` have been looked for, or nobody else should insert them. PostgreSQL tries many of them without ON
+    CONFLICT first, which takes 6 microseconds for a dialogue instead of 11, and with it when one is there after all.
 
     For 256 generations on SQLite, one statement with all the values takes 0.7 ms, executemany and a SELECT 1.2 ms, JSON 2.0 ms,
     and SQLAlchemy's own insert over 30 ms, most of it compiling.
@@ -146,20 +154,40 @@ def insert_returning(
     quote = connection.dialect.identifier_preparer.quote
     filled = columns if stamp is None else (*columns, stamp)
     names = ", ".join(quote(column.name) for column in filled)
-    now = "" if stamp is None else f", {db_now().compile(dialect=connection.dialect)}"
-    ending = f"ON CONFLICT {on_conflict} RETURNING {', '.join(quote(column.name) for column in returning)}"
-    head = f"INSERT INTO {quote(columns[0].table.name)} ({names})"
+    ending = f"RETURNING {', '.join(quote(column.name) for column in returning)}"
+    is_tried = seem_new and connection.dialect.name != "sqlite"
     written: list[tuple[Any, ...]] = []
     for start in range(0, len(rows), ROWS_RETURNED):
         page = rows[start : start + ROWS_RETURNED]
-        if connection.dialect.name == "sqlite":
-            places = f"({', '.join('?' * len(columns))}{now})"
-            source, values = f"VALUES {', '.join([places] * len(page))}", tuple(value for row in page for value in row)
-        else:
-            source = f"SELECT {_from_json(connection, columns)}{now} FROM jsonb_array_elements(%s) v"
-            values = (to_json(page).decode(),)
-        written += [tuple(row) for row in connection.exec_driver_sql(f"{head} {source} {ending}", values)]
+        source, values = _as_source(connection, columns, page, is_stamped=stamp is not None)
+        statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {source}"
+        new = None
+        if is_tried and len(page) >= FEWEST_TRIED:
+            new = _try_to_insert(connection, f"{statement} {ending}", values)
+        if new is None:
+            new = connection.exec_driver_sql(f"{statement} ON CONFLICT {on_conflict} {ending}", values).all()
+        written += map(tuple, new)
     return written
+
+
+def _as_source(
+    connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]], *, is_stamped: bool
+) -> tuple[str, tuple[Any, ...]]:
+    """Return what an INSERT takes its rows from, and the values for it."""
+    now = f", {db_now().compile(dialect=connection.dialect)}" if is_stamped else ""
+    if connection.dialect.name == "sqlite":
+        places = f"({', '.join('?' * len(columns))}{now})"
+        return f"VALUES {', '.join([places] * len(rows))}", tuple(value for row in rows for value in row)
+    return f"SELECT {_from_json(connection, columns)}{now} FROM jsonb_array_elements(%s) v", (to_json(rows).decode(),)
+
+
+def _try_to_insert(connection: Connection, statement: str, values: tuple[Any, ...]) -> Sequence[Row[Any]] | None:
+    """Return what the statement returns, or None when a row was there already: then nothing was inserted."""
+    try:
+        with connection.begin_nested():
+            return connection.exec_driver_sql(statement, values).all()
+    except IntegrityError:
+        return None
 
 
 def _from_json(connection: Connection, columns: Sequence[Column[Any]]) -> str:

@@ -370,7 +370,12 @@ def _insert_dialogues(connection: Connection, tenant_key: int, texts: dict[str, 
     """Insert those that are not there yet; return the keys that they got, by digest."""
     values = [(tenant_key, digest, len(texts[digest]), texts[digest]) for digest in sorted(texts)]
     written = insert_returning(
-        connection, DIALOGUE_COLUMNS, values, on_conflict="DO NOTHING", returning=(dialogues.c.digest, dialogues.c.key)
+        connection,
+        DIALOGUE_COLUMNS,
+        values,
+        on_conflict="DO NOTHING",
+        returning=(dialogues.c.digest, dialogues.c.key),
+        seem_new=True,
     )
     return {row[0]: row[1] for row in written}
 

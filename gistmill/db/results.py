@@ -182,7 +182,13 @@ def _store(connection: Connection, claim: Claim, made: Sequence[Made]) -> tuple[
     rows = [_generation_row(claim, by_work[work]) for work in sorted(by_work)]
     names = (generations.c.key, generations.c.dialogue_key, generations.c.draw)
     new = insert_returning(
-        connection, GENERATION_COLUMNS, rows, stamp=generations.c.created_at, on_conflict="DO NOTHING", returning=names
+        connection,
+        GENERATION_COLUMNS,
+        rows,
+        stamp=generations.c.created_at,
+        on_conflict="DO NOTHING",
+        returning=names,
+        seem_new=True,
     )
     found = [
         Found(item.unit, key, item.truncated, item.finish_reason) for key, *work in new for item in [by_work.pop((*work,))]
@@ -234,6 +240,8 @@ def _insert(connection: Connection, rows: Sequence[_Result]) -> set[int]:
         stamp=results.c.created_at,
         on_conflict=_REPLACE_OLDER_ERRORS,
         returning=[results.c.row_number],
+        # A later attempt replaces errors.
+        seem_new=bool(rows) and rows[0].attempt == 1,
     )
     return {row_number for (row_number,) in written}
 

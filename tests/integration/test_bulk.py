@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import select, text
 
 from gistmill.db import datasets
-from gistmill.db.bulk import insert_many, is_among
+from gistmill.db.bulk import FEWEST_TRIED, insert_many, insert_returning, is_among
 from gistmill.db.datasets import NewDataset
 from gistmill.db.session import Database
-from gistmill.db.tables import dataset_rows
+from gistmill.db.tables import dataset_rows, dialogues
 from gistmill.ingest.rows import Row
 from tests.support.jobs import first_tenant
 
@@ -52,3 +52,27 @@ def test_lookups_of_dialogues_do_not_walk_the_table_that_they_fill(database: Dat
         touched = connection.scalar(text(query))
     # As long as a table is small, walking it is less work. Each row is looked up once, in vain, by its page.
     assert touched < ROWS
+
+
+@pytest.mark.parametrize("count", [FEWEST_TRIED - 1, FEWEST_TRIED])
+@pytest.mark.parametrize("there", [[], [0], [7, 8, 200]], ids=str)
+def test_an_insert_returns_what_it_wrote_whoever_was_quicker(database: Database, count: int, there: Sequence[int]) -> None:
+    def insert(numbers: Sequence[int]) -> list[str]:
+        rows = [(1, f"{number:064}", 1, str(number)) for number in numbers]
+        with database.write() as connection:
+            written = insert_returning(
+                connection,
+                datasets.DIALOGUE_COLUMNS,
+                rows,
+                on_conflict="DO NOTHING",
+                returning=[dialogues.c.text],
+                seem_new=True,
+            )
+            # The transaction goes on.
+            stored = connection.execute(select(dialogues.c.text)).scalars().all()
+        assert set(stored) >= {str(number) for number in numbers}
+        return [text for (text,) in written]
+
+    assert insert(there) == [str(number) for number in there]
+    assert insert(range(count)) == [str(number) for number in range(count) if number not in there]
+    assert insert(range(count)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -94,6 +95,23 @@ def test_equal_rows_have_one_digest_whatever_their_file_looks_like(tmp_path: Pat
     third = write(tmp_path, "b;a;dialogue;id\n2;1;Ann: hi;1\n", "c.csv")
 
     assert len({scan(path).digest for path in (first, second, third)}) == 1
+
+
+ODD = "\"'\\/\x01\x1f\x7f\u2028 ü 😀\t\r\n</a>"
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"references": [ODD]}, {"b": ODD, "a": None}, {"references": [ODD], "a": [1, {"b": 2.5}]}]
+)
+def test_a_digest_is_the_one_that_stored_datasets_have(tmp_path: Path, more: dict[str, Any]) -> None:
+    path = write_rows(tmp_path, {"id": "1", "dialogue": "Ann: hi"} | more, {"id": ODD, "dialogue": ODD})
+    digest = hashlib.sha256(b"{}\n")
+    for row in read_rows(path, format=Format.JSONL):
+        values = [row.id, row.dialogue, list(row.references), dict(row.metadata)]
+        text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        digest.update(text.encode() + b"\n")
+
+    assert scan(path).digest == digest.hexdigest()
 
 
 @pytest.mark.parametrize(
