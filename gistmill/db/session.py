@@ -28,7 +28,7 @@ PRIMARY_CODE = 0xFF
 ATTEMPTS = 6
 # PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
 REPEATABLE_STATES = frozenset({"40001", "40P01"})
-# SQLite copies its log into the file when it has so many pages (64 MB). A transaction of an upload writes thousands, many of them
+# SQLite copies its log into the file at so many pages (64 MB). A transaction of an upload writes thousands, many of them
 # again and again: with 1,000 pages, the default, each commit copied all of them, and 200 commits took 19 s instead of 14.
 WAL_PAGES = 16_000
 # PostgreSQL turned read-only, as a standby or for maintenance; psycopg files that under internal errors.
