@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gistmill.db import bulk
 from gistmill.db.session import Database
 from tests.support.bench import Bench, running_bench
 from tests.support.nursery import Nursery
@@ -25,3 +26,9 @@ def bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]
 def forked_trainings(training_nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training children of this process are forks. Without, each is a program of its own."""
     monkeypatch.setattr(child, "subprocess", ForkingSubprocess(training_nursery))
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handful of rows are inserted into PostgreSQL as hundreds are: first without ON CONFLICT."""
+    monkeypatch.setattr(bulk, "FEWEST_TRIED", 1)

@@ -110,6 +110,7 @@ def test_chunk_of_which_sql_lost_an_end_is_given_back_and_looked_at_again(databa
     assert_ends_are_counted(database)
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_ends_are_counted_as_they_are_really_written(database: Database) -> None:
     job = make_job(database, TEXTS)
     claim = claimed(database, "w1")
@@ -208,6 +209,7 @@ def test_bad_item_fails_alone(database: Database) -> None:
     assert {unit.dialogue_key for unit in pending(database, claim)}.isdisjoint({good.dialogue_key, bad.dialogue_key})
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_equal_work_is_stored_once_and_both_jobs_point_at_it(database: Database) -> None:
     first, second = make_job(database, TEXTS), make_job(database, TEXTS)
     claims = [claimed(database, "w1"), claimed(database, "w2")]
@@ -219,6 +221,7 @@ def test_equal_work_is_stored_once_and_both_jobs_point_at_it(database: Database)
     assert check(database) == []
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_two_workers_that_insert_the_same_generations_at_once_do_not_deadlock(database: Database) -> None:
     keys = [make_job(database, TEXTS) for _ in range(4)]
     claims = [claimed(database, f"w{number}") for number in range(4)]
@@ -342,6 +345,7 @@ def test_owner_of_a_chunk_that_was_taken_back_writes_nothing_before_it_is_claime
     assert stored_summaries(database) == job_row(database, job)["succeeded"] == 0
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_first_end_of_an_item_in_an_attempt_stands(database: Database) -> None:
     job = make_job(database, TEXTS)
     claim = claimed(database, "w1")
@@ -353,6 +357,7 @@ def test_first_end_of_an_item_in_an_attempt_stands(database: Database) -> None:
     assert check(database) == []
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_summary_is_never_replaced(database: Database) -> None:
     job = make_job(database, TEXTS)
     claim = claimed(database, "w1")

@@ -526,6 +526,7 @@ def test_on_sqlite_any_order_of_events_keeps_what_must_hold(sqlite_files: SQLite
 
 @pytest.mark.postgresql
 @pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("few_are_many")
 @pytest.mark.parametrize("kind", [Gistmill, GistmillWithAGraph])
 def test_on_postgresql_any_order_of_events_keeps_what_must_hold(
     postgresql_server: PostgreSQLServer, kind: type[Gistmill]
