@@ -59,7 +59,8 @@ gpu: $(STAMP) ## Run the tests that need an NVIDIA GPU (with a CUDA build of tor
 	$(BIN)/python -m pytest tests/gpu -rs $(PYTEST_ARGS)
 
 hosts: $(STAMP) ## Cut hosts that share nothing off from each other (needs root)
-	$(BIN)/python -m pytest tests/hosts -rs
+	@# tc and ip may lie where only root's own shell looks.
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest tests/hosts -rs
 
 coverage: $(STAMP) ## Run the unit and integration tests and show what they cover
 	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered
