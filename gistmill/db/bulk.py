@@ -154,27 +154,27 @@ def insert_returning(
     quote = connection.dialect.identifier_preparer.quote
     filled = columns if stamp is None else (*columns, stamp)
     names = ", ".join(quote(column.name) for column in filled)
+    now = "" if stamp is None else f", {db_now().compile(dialect=connection.dialect)}"
+    head = f"INSERT INTO {quote(columns[0].table.name)} ({names})"
     ending = f"RETURNING {', '.join(quote(column.name) for column in returning)}"
     is_tried = seem_new and connection.dialect.name != "sqlite"
     written: list[tuple[Any, ...]] = []
     for start in range(0, len(rows), ROWS_RETURNED):
         page = rows[start : start + ROWS_RETURNED]
-        source, values = _as_source(connection, columns, page, is_stamped=stamp is not None)
-        statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {source}"
+        source, values = _as_source(connection, columns, page, now)
         new = None
         if is_tried and len(page) >= FEWEST_TRIED:
-            new = _try_to_insert(connection, f"{statement} {ending}", values)
+            new = _try_to_insert(connection, f"{head} {source} {ending}", values)
         if new is None:
-            new = connection.exec_driver_sql(f"{statement} ON CONFLICT {on_conflict} {ending}", values).all()
+            new = connection.exec_driver_sql(f"{head} {source} ON CONFLICT {on_conflict} {ending}", values).all()
         written += map(tuple, new)
     return written
 
 
 def _as_source(
-    connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]], *, is_stamped: bool
+    connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]], now: str
 ) -> tuple[str, tuple[Any, ...]]:
-    """Return what an INSERT takes its rows from, and the values for it."""
-    now = f", {db_now().compile(dialect=connection.dialect)}" if is_stamped else ""
+    """Return what an INSERT takes its rows from, each followed by `now`, and the values for it."""
     if connection.dialect.name == "sqlite":
         places = f"({', '.join('?' * len(columns))}{now})"
         return f"VALUES {', '.join([places] * len(rows))}", tuple(value for row in rows for value in row)

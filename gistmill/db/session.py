@@ -25,12 +25,12 @@ BUSY_S = 30
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.001, 0.004
 # What else a code says is why: that another connection recovers the log of a database that was just opened, for example.
 PRIMARY_CODE = 0xFF
-ATTEMPTS = 6
-# PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
-REPEATABLE_STATES = frozenset({"40001", "40P01"})
 # SQLite copies its log into the file at so many pages (64 MB). A transaction of an upload writes thousands, many of them
 # again and again: with 1,000 pages, the default, each commit copied all of them, and 200 commits took 19 s instead of 14.
 WAL_PAGES = 16_000
+ATTEMPTS = 6
+# PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
+REPEATABLE_STATES = frozenset({"40001", "40P01"})
 # PostgreSQL turned read-only, as a standby or for maintenance; psycopg files that under internal errors.
 READ_ONLY_STATE = "25006"
 

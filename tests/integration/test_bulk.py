@@ -71,7 +71,7 @@ def test_an_insert_returns_what_it_wrote_whoever_was_quicker(database: Database,
             # The transaction goes on.
             stored = connection.execute(select(dialogues.c.text)).scalars().all()
         assert set(stored) >= {str(number) for number in numbers}
-        return [text for (text,) in written]
+        return [name for (name,) in written]
 
     assert insert(there) == [str(number) for number in there]
     assert insert(range(count)) == [str(number) for number in range(count) if number not in there]
