@@ -131,7 +131,7 @@ class Sweeper:
 
 def ring_waiting(database: Database, bells: Bells, settings: WorkerSettings) -> None:
     """Ring each queue that holds claimable work which some idle live worker fits."""
-    with database.read() as connection:
+    with database.glance() as connection:
         to_ring = worker_rows.bells_to_ring(connection, within_s=live_within_s(settings))
     for kind, listeners in to_ring.items():
         bells.ring(kind, listeners=listeners)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import select
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,15 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InvalidatePoolError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gistmill.errors import InvalidInput, StoreUnavailable
@@ -31,6 +40,9 @@ WAL_PAGES = 16_000
 ATTEMPTS = 6
 # PostgreSQL: serialization failure and deadlock; the whole transaction is undone, so repeating it is safe.
 REPEATABLE_STATES = frozenset({"40001", "40P01"})
+# How long a connection to PostgreSQL that nothing was heard from counts as alive without being asked.
+SILENT_S = 5.0
+HEARD_AT = "heard_at"
 # PostgreSQL turned read-only, as a standby or for maintenance; psycopg files that under internal errors.
 READ_ONLY_STATE = "25006"
 
@@ -43,6 +55,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._plain = engine if self.is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @property
     def is_sqlite(self) -> bool:
@@ -53,6 +66,15 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Give a connection inside a transaction that sees one state (SQLite) or committed states (PostgreSQL)."""
         with translated(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def glance(self) -> Iterator[Connection]:
+        """Give a connection for a few statements that need no transaction and no cursor: each sees what is committed by then.
+
+        On PostgreSQL there is none, for its begin and its end would each wait for the server; on SQLite it is as in `read`.
+        """
+        with translated(), self._plain.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -219,14 +241,13 @@ def _session_settings(statement_timeout_s: float) -> dict[str, str | int]:
 
 def _postgresql_engine(url: Any, connections: int, statement_timeout_s: float) -> Engine:
     try:
-        return create_engine(
+        engine = create_engine(
             url,
             pool_size=connections,
             max_overflow=0,
             pool_timeout=BUSY_S,
             # The connection that was used last: its server process is warm, and knows the statements.
             pool_use_lifo=True,
-            pool_pre_ping=True,
             connect_args={
                 "connect_timeout": 5,
                 "application_name": "gistmill",
@@ -240,3 +261,37 @@ def _postgresql_engine(url: Any, connections: int, statement_timeout_s: float) -
         )
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise InvalidInput("PostgreSQL needs the driver psycopg: pip install 'gistmill[postgres]'") from error
+
+    @event.listens_for(engine, "connect")
+    @event.listens_for(engine, "checkin")
+    def _note(driver: Any, record: Any) -> None:
+        if driver is not None:
+            record.info[HEARD_AT] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _see_to(driver: Any, record: Any, _fairy: object) -> None:
+        if time.monotonic() - record.info[HEARD_AT] > SILENT_S or _has_spoken(driver):
+            _ask(engine, driver)
+
+    return engine
+
+
+def _has_spoken(driver: Any) -> bool:
+    """Return whether the server has said something unasked, as it does when it ends a session; that takes no journey to it."""
+    if driver.closed:
+        return True
+    socket = select.poll()
+    socket.register(driver.fileno(), select.POLLIN)
+    return bool(socket.poll(0))
+
+
+def _ask(engine: Engine, driver: Any) -> None:
+    """Make sure that the server answers.
+
+    Raises:
+        InvalidatePoolError: it does not. The pool then connects anew.
+    """
+    try:
+        engine.dialect.do_ping(driver)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise InvalidatePoolError from error

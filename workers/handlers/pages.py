@@ -168,7 +168,7 @@ class Pages:
     def _look_up(self, first_rank: int | None, rows: int) -> tuple[list[Unit], list[Found], int | None]:
         """Return the units of a page of so many rows, those that exist already, and the rank behind it."""
         spec, claim = self._spec, self._claim
-        with self._database.read() as connection:
+        with self._database.glance() as connection:
             units = load_pending(
                 connection, claim, limit=rows + 1, is_sampling=spec.generation.do_sample, first_rank=first_rank
             )

@@ -34,6 +34,12 @@ class Turns(Database):
             yield connection
 
     @contextmanager
+    def glance(self) -> Iterator[Connection]:
+        """Wait for the turn; see `Database.glance`."""
+        with self._turn, super().glance() as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Connection]:
         """Wait for the turn; see `Database.write`."""
         with self._turn, super().write() as connection:
