@@ -80,7 +80,8 @@ def finish(
 
     With `ended` it is done only if so many of its items ended under this epoch. A database that was restored, or failed over to
     a standby, may have lost commits that it had answered: then the chunk is given back, and its next claim looks at what is
-    pending. `last_words` writes what its worker has to say of it, after all that others wait for.
+    pending. `last_words` writes what its worker has to say of it, after all that others wait for. The worker counts as busy
+    until it has claimed the next chunk or found none.
 
     Raises:
         LeaseLost: the chunk is no longer this claim's.
@@ -90,7 +91,6 @@ def finish(
         release(connection, claim)
         log.warning("ends_were_lost", chunk=claim.chunk_key, job_id=claim.job_id, epoch=claim.epoch, ended=ended)
         return
-    _free_worker(connection, claim.worker)
     count_down(connection, claim.job_key, 1)
     if last_words is not None:
         last_words(connection)

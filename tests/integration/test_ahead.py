@@ -341,7 +341,7 @@ def test_job_that_changed_between_the_look_and_the_claim_ahead_is_left_alone(
 
     monkeypatch.setattr(ahead, "candidates", look_and_change)
     assert reserve(database, claimant, running) is None
-    assert chunk_rows_of(database, job)[1]["epoch"] == 0
+    assert [chunk_rows_of(database, job)[1][name] for name in ("state", "owner", "lease_until")] == ["queued", None, None]
 
 
 # What a worker makes of it.

@@ -151,7 +151,8 @@ def test_job_that_changed_between_the_look_and_the_claim_is_left_alone(
 
     monkeypatch.setattr(claim_rows, "candidates", look_and_change)
     assert take(sqlite_only, make_worker(sqlite_only, "w1")) is None
-    assert [(chunk["state"], chunk["epoch"]) for chunk in chunk_rows_of(sqlite_only, job)] == [("queued", 0)]
+    (chunk,) = chunk_rows_of(sqlite_only, job)
+    assert [chunk[name] for name in ("state", "owner", "lease_until", "started_at")] == ["queued", None, None, None]
 
 
 def test_no_bell_rings_for_a_paused_job(database: Database) -> None:
