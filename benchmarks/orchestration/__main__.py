@@ -14,7 +14,7 @@ import structlog
 
 from benchmarks.orchestration.beside import measure_beside
 from benchmarks.orchestration.bulk import measure_bulk
-from benchmarks.orchestration.chunks import measure_long_chunks, measure_scaling, summarize_overhead
+from benchmarks.orchestration.chunks import measure_long_chunks, measure_scaling, measure_small_chunks, summarize_overhead
 from benchmarks.orchestration.corpus import write_corpus
 from benchmarks.orchestration.machine import describe_run, measure_pace
 from benchmarks.orchestration.peer import measure_peer
@@ -69,6 +69,8 @@ def _measure(kind: str, directory: Path, corpus: Path, more: Path, options: argp
         _say(kind, "an ingest beside a running job")
         figures["beside"] = measure_beside(stack, figures["dataset"], more)
         figures["overhead"] = summarize_overhead(stack.stop_workers())
+        _say(kind, "small chunks")
+        figures["overhead_small"] = measure_small_chunks(stack, directory)
         _say(kind, "chunks of five seconds")
         stack.database.rest()
         figures["overhead_5s"] = measure_long_chunks(stack, directory)

@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks.orchestration.bulk import MODEL, WORKERS
 from benchmarks.orchestration.corpus import write_corpus
 from benchmarks.orchestration.stack import Stack
-from gistmill.specs import SummarizeSpec
+from gistmill.plan import DIALOGUES_AT_UNKNOWN_SPEED
+from gistmill.specs import GenerationParameters, SummarizeSpec
 
 SCALED_TO = 16
 # A row takes so long that 16 workers leave most of two cores idle: 160 rows a second in all.
@@ -21,6 +22,10 @@ LONG_CHUNK_S = 5.0
 LONG_CHUNK_ROWS = 256
 # Fifteen for each worker: in the first ones it, its connections and the database's plans are still cold.
 LONG_CHUNKS = 30
+# Few enough that a job at unknown speed has chunks of the least size, and nobody has measured these parameters.
+SMALL_CHUNKS = 100
+UNMEASURED = GenerationParameters(max_new_tokens=64)
+USUAL = GenerationParameters()
 
 
 def summarize_overhead(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -38,6 +43,13 @@ def summarize_overhead(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "overhead_p95_ms": round(overheads[int(len(overheads) * 0.95)] * 1000, 2),
         "overhead_share": round(sum(overheads) / sum(chunk["seconds"] for chunk in noted), 5),
     }
+
+
+def measure_small_chunks(stack: Stack, directory: Path) -> dict[str, Any]:
+    """Return the overhead of chunks as small as a first job has them, on two workers, when an engine takes no time."""
+    stack.start_workers(WORKERS)
+    _run(stack, directory, DIALOGUES_AT_UNKNOWN_SPEED * SMALL_CHUNKS, seed=6, generation=UNMEASURED)
+    return summarize_overhead(stack.stop_workers())
 
 
 def measure_long_chunks(stack: Stack, directory: Path) -> dict[str, Any]:
@@ -65,13 +77,13 @@ def measure_scaling(stack: Stack, directory: Path) -> dict[str, Any]:
     }
 
 
-def _run(stack: Stack, directory: Path, rows: int, *, seed: int) -> float:
+def _run(stack: Stack, directory: Path, rows: int, *, seed: int, generation: GenerationParameters = USUAL) -> float:
     """Run a job over so many new rows; return the seconds from its submission to its end, by the database's clock."""
     corpus = directory / f"rows-{seed}.jsonl"
     write_corpus(corpus, rows, seed=seed)
     with stack.client() as client:
         dataset = client.add_dataset(corpus)
-        job = client.submit(SummarizeSpec(dataset=dataset.id, model=MODEL)).wait(timeout_s=600)
+        job = client.submit(SummarizeSpec(dataset=dataset.id, model=MODEL, generation=generation)).wait(timeout_s=600)
     view = job.view
     if view.counts.succeeded != rows or view.created_at is None or view.finished_at is None:
         raise RuntimeError(f"The job ended {view.state} with {json.dumps(view.counts.model_dump())}.")

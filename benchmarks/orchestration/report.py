@@ -74,7 +74,7 @@ def _verdict(is_met: bool) -> str:
 def _figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
     accept, run, peer, export = (figures[name] for name in ("accept", "run", "peer", "export"))
     usual, long, beside, progress = (figures[name] for name in ("overhead", "overhead_5s", "beside", "progress"))
-    pace = figures["pace"]
+    small, pace = figures["overhead_small"], figures["pace"]
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in figures["peak_rss_mib"].items())
     scaled = peer["seconds_scaled_to_items"]
     return [
@@ -88,7 +88,13 @@ def _figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("times plain Celery, from the accepted job", f"{run['items_per_s'] / peer['items_per_s']:.1f}"),
         ("most bells in the list", str(figures["bells"]["most"])),
         ("peak memory, MiB", f"{peaks}, export client {export['client_peak_mib']:.0f}"),
-        ("overhead of a chunk, median and p95, ms", f"{usual['overhead_median_ms']}, {usual['overhead_p95_ms']}"),
+        *(
+            (
+                f"overhead of a chunk of {what}, median and p95, ms; rows",
+                f"{found['overhead_median_ms']}, {found['overhead_p95_ms']}; {found['rows_per_chunk']:.0f}",
+            )
+            for what, found in (("the bulk", usual), ("a small first job", small))
+        ),
         ("overhead of a 5 s chunk, median ms and share", f"{long['overhead_median_ms']}, {100 * long['overhead_share']:.2f} %"),
         ("GET /v1/jobs/ID early and late, median ms", f"{progress['early_ms']}, {progress['late_ms']}"),
         ("export of all results, s", f"{export['seconds']} ({export['rows_per_s']:,} rows/s)"),
