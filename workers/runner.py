@@ -86,6 +86,10 @@ class Runner:
         """Claim and run chunks until nothing fits or the worker drains."""
         try:
             self._work()
+        except Exception:
+            # Bells are rung for idle workers: one that was left busy would wait for work for ever.
+            self._rest_if_possible()
+            raise
         finally:
             self._give_back_reserved()
 
@@ -196,6 +200,13 @@ class Runner:
         except StoreUnavailable as error:
             self._is_unsure = True
             log.warning("reservation_not_given_back", reason=error.message)
+
+    def _rest_if_possible(self) -> None:
+        try:
+            self.database.transact(partial(worker_rows.rest, worker=self.claimant.worker))
+        except Exception as error:
+            self._is_unsure = True
+            log.error("not_noted_idle", exc_info=error)
 
     def _pass_the_bell_on(self, found: Claim | None) -> None:
         """Wake the next idle worker when more waits; one bell at submit so wakes the whole fleet."""

@@ -31,6 +31,7 @@ def claim_ahead(
     same base model in the same precision; and neither of the two has crashed: such a chunk runs alone.
 
     Raises:
+        Changed: its job may not run any more since it was looked at.
         StoreUnavailable: the database did not answer; the chunk may have been reserved all the same.
     """
     if running.crashes or not _more_wait_than_work(connection, claimant, running.kind, live_within_s):

@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from gistmill.db.clock import db_now
+from gistmill.db.session import Changed
 from gistmill.db.tables import chunks, jobs, tenants, workers
 from gistmill.states import CLAIMABLE_JOB_STATES, HELD_CHUNK_STATES, ChunkState, JobState
 
@@ -86,6 +87,7 @@ def claim(connection: Connection, claimant: Claimant, *, lease_s: float) -> Clai
     At most one worker gets a chunk: the UPDATE names the state it expects, so the loser of a race changes no row.
 
     Raises:
+        Changed: a job may not run any more since it was looked at.
         StoreUnavailable: the database did not answer; the claim may have been made all the same.
     """
     for job in candidates(connection, claimant):
@@ -99,15 +101,18 @@ def claim(connection: Connection, claimant: Claimant, *, lease_s: float) -> Clai
 def take(
     connection: Connection, job: Row[Any], worker: str, *, lease_s: float, state: ChunkState = ChunkState.RUNNING
 ) -> Claim | None:
-    """Give this worker the next chunk of a job, or None when another worker has it or the job may not run any more."""
+    """Give this worker the next chunk of a job, or None when another worker has it.
+
+    Raises:
+        Changed: the job may not run any more.
+    """
     values = {"of_job": job.key, "new_owner": worker, "for_s": lease_s}
     chunk = connection.execute(_taking(state), values).one_or_none()
     if chunk is None:
         return None
     if not mark_running(connection, job.key):
-        # Rare, and so undone by a statement: a savepoint would cost every claim two journeys to the server.
-        connection.execute(_putting_back(), {"of_chunk": chunk.key})
-        return None
+        # It was paused or ended meanwhile, which is rare: a savepoint would cost every claim two journeys to the server.
+        raise Changed
     return _make_claim(chunk, job, worker)
 
 
@@ -210,13 +215,6 @@ def _taking(state: ChunkState) -> ReturningUpdate[Any]:
         )
         .returning(chunks)
     )
-
-
-@cache
-def _putting_back() -> Update:
-    """The chunk waits as it did; that its epoch went up means only that nobody has it."""
-    values = {"state": ChunkState.QUEUED, "owner": None, "lease_until": None, "started_at": None}
-    return update(chunks).where(chunks.c.key == bindparam("of_chunk")).values(values)
 
 
 def mark_running(connection: Connection, job_key: int) -> bool:

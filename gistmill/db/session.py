@@ -47,6 +47,10 @@ HEARD_AT = "heard_at"
 READ_ONLY_STATE = "25006"
 
 
+class Changed(Exception):
+    """What a transaction had read holds no more: it is to be undone and repeated from its start."""
+
+
 class Database:
     """A database with its connections.
 
@@ -86,20 +90,24 @@ class Database:
                 yield connection
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Return what `work` returns, having committed it. A deadlock or serialization failure repeats it from the start.
+        """Return what `work` returns, having committed it. It is repeated from the start when it raises `Changed`, and after a
+        deadlock or serialization failure.
 
         Raises:
-            StoreUnavailable: the database did not answer; whether it committed is then unknown.
+            StoreUnavailable: the database did not answer, and whether it committed is then unknown; or it had to be repeated
+                too often.
         """
         for attempt in range(ATTEMPTS):
             try:
                 with self.write() as connection:
                     return work(connection)
+            except Changed:
+                pass
             except StoreUnavailable as error:
                 if not _is_repeatable(error.__cause__) or attempt == ATTEMPTS - 1:
                     raise
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))
-        raise AssertionError("unreachable")
+        raise StoreUnavailable(f"What a transaction had read changed {ATTEMPTS} times before it could write.")
 
     def close(self) -> None:
         """Close all connections: at once those that wait, the others when they are given back."""
@@ -262,7 +270,6 @@ def _postgresql_engine(url: Any, connections: int, statement_timeout_s: float) -
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise InvalidInput("PostgreSQL needs the driver psycopg: pip install 'gistmill[postgres]'") from error
 
-    @event.listens_for(engine, "connect")
     @event.listens_for(engine, "checkin")
     def _note(driver: Any, record: Any) -> None:
         if driver is not None:
@@ -270,7 +277,9 @@ def _postgresql_engine(url: Any, connections: int, statement_timeout_s: float) -
 
     @event.listens_for(engine, "checkout")
     def _see_to(driver: Any, record: Any, _fairy: object) -> None:
-        if time.monotonic() - record.info[HEARD_AT] > SILENT_S or _has_spoken(driver):
+        # Nothing is noted of a connection that was just made: what is wrong with it, its first statement tells.
+        heard_at = record.info.get(HEARD_AT)
+        if heard_at is not None and (time.monotonic() - heard_at > SILENT_S or _has_spoken(driver)):
             _ask(engine, driver)
 
     return engine

@@ -17,7 +17,7 @@ from gistmill.db import ahead, crashes
 from gistmill.db import chunks as chunk_rows
 from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
-from gistmill.db.claim import Claim, Claimant
+from gistmill.db.claim import Claim, Claimant, candidates
 from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs, tenants, workers
@@ -332,16 +332,15 @@ def test_chunk_that_was_closed_and_taken_up_again_is_not_begun_under_its_old_epo
 def test_job_that_changed_between_the_look_and_the_claim_ahead_is_left_alone(
     database: Database, claimant: Claimant, job: int, running: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ahead.candidates
+    with database.read() as connection:
+        looked = [candidates(connection, claimant)]
+    database.transact(lambda connection: connection.execute(update(jobs).values(paused=True)))
+    monkeypatch.setattr(ahead, "_more_wait_than_work", lambda *_: True)
+    monkeypatch.setattr(ahead, "candidates", lambda *asked: looked.pop() if looked else candidates(*asked))
 
-    def look_and_change(connection: Any, asking: Claimant) -> Any:
-        found = real(connection, asking)
-        connection.execute(update(jobs).values(paused=True))
-        return found
-
-    monkeypatch.setattr(ahead, "candidates", look_and_change)
     assert reserve(database, claimant, running) is None
-    assert [chunk_rows_of(database, job)[1][name] for name in ("state", "owner", "lease_until")] == ["queued", None, None]
+    assert looked == []
+    assert chunk_rows_of(database, job)[1]["epoch"] == 0
 
 
 # What a worker makes of it.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Row, insert, update
 
 from gistmill.db import claim as claim_rows
-from gistmill.db.claim import Claim, Claimant
+from gistmill.db.claim import Claim, Claimant, candidates
 from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs, tenants
@@ -140,19 +142,38 @@ def test_bells_ring_only_for_work_that_an_idle_live_worker_fits(database: Databa
 
 @pytest.mark.parametrize("change", [{"paused": True}, {"state": "cancelling"}, {"state": "failed"}], ids=str)
 def test_job_that_changed_between_the_look_and_the_claim_is_left_alone(
-    sqlite_only: Database, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+    database: Database, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
-    job = make_job(sqlite_only, TEXTS)
+    job = make_job(database, TEXTS)
+    worker = make_worker(database, "w1")
+    looked = [see_before(database, worker, change)]
+    monkeypatch.setattr(claim_rows, "candidates", lambda *asked: looked.pop() if looked else candidates(*asked))
 
-    def look_and_change(connection: Connection, claimant: Claimant) -> object:
-        found = connection.execute(claim_rows._ranking(claimant)).all()
-        connection.execute(update(jobs).values(**change))
-        return found
+    assert take(database, worker) is None
+    assert looked == []
+    (chunk,) = chunk_rows_of(database, job)
+    assert (chunk["state"], chunk["epoch"], chunk["owner"], chunk["lease_until"]) == ("queued", 0, None, None)
 
-    monkeypatch.setattr(claim_rows, "candidates", look_and_change)
-    assert take(sqlite_only, make_worker(sqlite_only, "w1")) is None
-    (chunk,) = chunk_rows_of(sqlite_only, job)
-    assert [chunk[name] for name in ("state", "owner", "lease_until", "started_at")] == ["queued", None, None, None]
+
+def test_claim_looks_anew_when_a_job_has_changed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_job(database, TEXTS)
+    worker = make_worker(database, "w1")
+    looked = [see_before(database, worker, {"paused": True})]
+    second = make_job(database, TEXTS)
+    monkeypatch.setattr(claim_rows, "candidates", lambda *asked: looked.pop() if looked else candidates(*asked))
+
+    found = take(database, worker)
+
+    assert found is not None
+    assert found.job_key == second != first
+
+
+def see_before(database: Database, claimant: Claimant, change: dict[str, object]) -> Sequence[Row[Any]]:
+    """Return the candidates as they were before all jobs changed so."""
+    with database.read() as connection:
+        found = candidates(connection, claimant)
+    database.transact(lambda connection: connection.execute(update(jobs).values(**change)))
+    return found
 
 
 def test_no_bell_rings_for_a_paused_job(database: Database) -> None:

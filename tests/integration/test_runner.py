@@ -9,18 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from gistmill.control import cancel
 from gistmill.db.chunks import finish
-from gistmill.db.claim import Claim
-from gistmill.db.tables import jobs
+from gistmill.db.claim import Claim, claim
+from gistmill.db.tables import jobs, workers
 from gistmill.errors import DeviceFull, DeviceTooSmall, LeaseLost, ModelUnavailable, ModelUnreadable, StoreUnavailable
 from gistmill.queue import Bells
 from tests.support.bench import FAST, TEXTS, Bench, errors_of, work_until_completed
 from tests.support.graphs import make_evaluation, states
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
 from tests.support.servers import wait_until
+from workers import runner
 from workers.engine.base import Engine, Outcome
 from workers.engine.fake import FakeEngine
 from workers.runner import EXIT_LOST_DEVICE
@@ -32,6 +33,24 @@ def test_runner_works_until_nothing_fits(bench: Bench) -> None:
     assert [job_row(bench.database, key)["state"] for key in keys] == ["completed", "completed"]
     assert [job_row(bench.database, key)["generated"] for key in keys] == [12, 0]
     assert len(bench.loads) == 1
+
+
+def test_runner_that_gives_up_between_two_chunks_leaves_no_busy_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(bench.database, TEXTS, per_chunk=4)
+    answers = [claim]
+
+    def claim_once(*asked: Any, **how: Any) -> Claim | None:
+        if not answers:
+            raise ZeroDivisionError
+        return answers.pop()(*asked, **how)
+
+    monkeypatch.setattr(runner, "claim", claim_once)
+    with pytest.raises(ZeroDivisionError):
+        bench.runner.work()
+
+    assert [chunk["state"] for chunk in chunk_rows_of(bench.database, job)] == ["done", "queued", "queued"]
+    with bench.database.read() as connection:
+        assert connection.execute(select(workers.c.state, workers.c.chunk_key)).one() == ("idle", None)
 
 
 def test_redis_that_does_not_answer_costs_no_lease(bench: Bench) -> None:

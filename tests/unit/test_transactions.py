@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from gistmill.db.session import Database
+from gistmill.db.session import Changed, Database
 from gistmill.errors import StoreUnavailable
 
 SYNCHRONOUS_FULL = 2
@@ -74,3 +74,25 @@ def test_other_errors_are_not_repeated(sqlite_only: Database) -> None:
     with pytest.raises(StoreUnavailable):
         sqlite_only.transact(work)
     assert len(list(failing)) == 1
+
+
+def test_transaction_whose_ground_has_changed_is_undone_and_repeated(sqlite_only: Database) -> None:
+    changes = [Changed(), Changed()]
+
+    def work(connection: Connection) -> str:
+        connection.exec_driver_sql("UPDATE tenants SET weight = weight + 1")
+        if changes:
+            raise changes.pop()
+        return "done"
+
+    assert sqlite_only.transact(work) == "done"
+    with sqlite_only.read() as connection:
+        assert connection.exec_driver_sql("SELECT weight FROM tenants").scalar_one() == 2
+
+
+def test_transaction_whose_ground_changes_for_ever_gives_up(sqlite_only: Database) -> None:
+    def work(_connection: Connection) -> None:
+        raise Changed
+
+    with pytest.raises(StoreUnavailable, match="changed 6 times"):
+        sqlite_only.transact(work)
