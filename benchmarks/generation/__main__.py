@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What a stage leaves behind is a few gigabytes.
             with tempfile.TemporaryDirectory(prefix="gm-bench-") as name:
                 results, run["stages"][stage.name] = _measure(stage, Path(name), options, peak)
+            # What comes behind it takes long, and may be ended.
+            sys.stderr.write(as_markdown(run | {"stages": {stage.name: run["stages"][stage.name]}, "goals": []}) + "\n")
+            sys.stderr.flush()
             if stage.is_judged and options.device == "cpu":
                 verdicts = judge(QUICK if options.size == "quick" else FULL, results)
     run["goals"] = as_fields(verdicts)

@@ -13,11 +13,8 @@ from models_store.store import Store
 from workers.engine.base import Completion, Engine, Prompt
 from workers.engine.loading import load_engine, load_greedy_engine
 from workers.engine.tuned import TunedEngine
-from workers.engine.tuning import FINAL_ROUNDS, MOST_SPLITS
 
 MAX_INPUT_TOKENS = 2_048
-# An engine has at most this many trials to make, with two budgets for each split; prompts that are too few for one make none.
-MOST_PASSES = 2 * MOST_SPLITS * FINAL_ROUNDS
 
 
 class OurEngine:
@@ -37,11 +34,15 @@ class OurEngine:
         return f"{self._engine.lanes} lanes, batches of {self._engine.budget_tokens} tokens"
 
     def tune(self, prompts: Sequence[str]) -> None:
-        """Answer these prompts until the engine has found its settings: it does so on real work."""
-        for _ in range(MOST_PASSES):
-            if not isinstance(self._engine, TunedEngine) or self._engine.tuner is None:
-                return
+        """Answer these prompts until the engine has found its settings: it does so on real work.
+
+        Prompts that are too few or too long for a trial change nothing: then it works on as it began.
+        """
+        while isinstance(self._engine, TunedEngine) and self._engine.tuner is not None:
+            tuner, trials = self._engine.tuner, self._engine.tuner.trials
             self.answer(prompts, len(prompts))
+            if tuner.trials == trials:
+                return
 
     def answer(self, prompts: Sequence[str], most_rows: int) -> Answer:
         """Complete the prompts, or so many of them, spread over all lengths."""

@@ -177,6 +177,22 @@ def test_small_jobs_are_not_held_up_and_those_that_fill_a_trial_add_up() -> None
     assert Tuner(SETTINGS, notes, max_rows=64).best_known == BOTH
 
 
+def test_row_too_long_for_the_smallest_batch_keeps_no_other_row_from_being_tried() -> None:
+    notes = Memory()
+    engine = make(notes)
+    least = min(setting.budget_tokens for setting in SETTINGS)
+    long, usual = Prompt(1000, " ".join("a" * (least + 1))), [Prompt(key, "a b c d") for key in range(20)]
+
+    batches = list(
+        engine.generate([*usual, long], GREEDY, max_input_tokens=2048, on_overflow="fail", should_stop=lambda: False)
+    )
+
+    assert [outcome.key for outcome in batches[0]] == [1000]
+    assert sorted(outcome.key for batch in batches for outcome in batch) == [*range(20), 1000]
+    assert engine.tuner is not None
+    assert engine.tuner.trials == sum(map(len, notes.speeds.values())) == 2
+
+
 def test_trial_that_was_stopped_or_had_a_row_that_failed_is_not_noted() -> None:
     notes, asked = Memory(), []
 

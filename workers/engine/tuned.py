@@ -50,6 +50,14 @@ class TunedEngine(BatchedEngine):
         self, tuner: Tuner, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
     ) -> Generator[list[Outcome], None, bool]:
         """Complete these rows, longest first, as far as they go in trials; return False when told to stop."""
+        lengths = [len(row.tokens) for row in rows]
+        too_long = tuner.count_too_long(lengths)
+        if too_long and tuner.find_trial(lengths[too_long:]):
+            # Before the trials: with one of these in front, none of the rows behind it would be tried.
+            done = yield from self._collect(rows[:too_long], parameters, should_stop)
+            if len(done) < too_long:
+                return False
+            rows = rows[too_long:]
         while self.tuner and (trial := tuner.find_trial([len(row.tokens) for row in rows])):
             setting, count = trial
             if not self._adopt(setting):

@@ -140,6 +140,16 @@ class Tuner:
         """The setting for work that is no trial."""
         return self.chosen or self.settings[0]
 
+    @property
+    def trials(self) -> int:
+        """How many trials are noted."""
+        return sum(map(len, self._speeds.values()))
+
+    def count_too_long(self, lengths: Sequence[int]) -> int:
+        """Return how many of these rows, longest first, fit in no batch of the setting with the smallest."""
+        least = min(setting.budget_tokens for setting in self.settings)
+        return sum(length > least for length in lengths)
+
     def find_trial(self, lengths: Sequence[int]) -> tuple[Setting, int] | None:
         """Return the setting to try next and on how many of these rows, longest first; None when that would be no trial."""
         rows = 0 if self.chosen else trial_rows(lengths, self.settings, max_rows=self._max_rows)
