@@ -37,16 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run["peak_gflop_per_s"] = peak and round(peak / 1e9, 1)
     verdicts: list[Verdict] = []
     run["stages"] = {}
-    for stage in SIZES[options.size]():
-        if not options.stages or stage.name in options.stages:
-            # What a stage leaves behind is a few gigabytes.
-            with tempfile.TemporaryDirectory(prefix="gm-bench-") as name:
-                results, run["stages"][stage.name] = _measure(stage, Path(name), options, peak)
+    stages = [stage for stage in SIZES[options.size]() if not options.stages or stage.name in options.stages]
+    for stage in stages:
+        # What a stage leaves behind is a few gigabytes.
+        with tempfile.TemporaryDirectory(prefix="gm-bench-") as name:
+            results, run["stages"][stage.name] = _measure(stage, Path(name), options, peak)
+        if stage is not stages[-1]:
             # What comes behind it takes long, and may be ended.
             sys.stderr.write(as_markdown(run | {"stages": {stage.name: run["stages"][stage.name]}, "goals": []}) + "\n")
             sys.stderr.flush()
-            if stage.is_judged and options.device == "cpu":
-                verdicts = judge(QUICK if options.size == "quick" else FULL, results)
+        if stage.is_judged and options.device == "cpu":
+            verdicts = judge(QUICK if options.size == "quick" else FULL, results)
     run["goals"] = as_fields(verdicts)
     sys.stdout.write(as_markdown(run) + "\n")
     is_full = options.size == "full" and not options.data and not options.stages and options.device == "cpu"

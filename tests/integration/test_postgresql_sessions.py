@@ -15,21 +15,15 @@ from tests.support.databases import PostgreSQLServer
 
 
 @pytest.fixture
-def server(postgresql_server: PostgreSQLServer) -> PostgreSQLServer:
-    """The server of all tests."""
-    return postgresql_server
-
-
-@pytest.fixture
-def database(server: PostgreSQLServer) -> Iterator[Database]:
+def database(postgresql_server: PostgreSQLServer) -> Iterator[Database]:
     """An empty PostgreSQL database with one table, over a single connection."""
-    url = server.make_empty()
+    url = postgresql_server.make_empty()
     opened = open_database(url, connections=1)
     with opened.write() as connection:
         connection.execute(text("CREATE TABLE written (n INTEGER)"))
     yield opened
     opened.close()
-    server.drop(url)
+    postgresql_server.drop(url)
 
 
 @pytest.fixture
@@ -74,13 +68,13 @@ def test_connection_that_was_silent_for_long_is_asked(
 
 
 def test_session_that_the_server_ended_is_replaced_unnoticed(
-    database: Database, server: PostgreSQLServer, pings: list[object]
+    database: Database, postgresql_server: PostgreSQLServer, pings: list[object]
 ) -> None:
     with database.read() as connection:
         first = process_of(connection)
 
     # It returns when the process is gone.
-    server.execute(f"SELECT pg_terminate_backend({first}, 10000)")
+    postgresql_server.execute(f"SELECT pg_terminate_backend({first}, 10000)")
 
     with database.write() as connection:
         assert process_of(connection) != first
