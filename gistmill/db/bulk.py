@@ -33,7 +33,7 @@ from gistmill.db.clock import db_now
 
 PAGE = 5_000
 # SQLite allows 32,766 variables in a statement; the widest row that is inserted so has 13.
-ROWS_RETURNED = 2_000
+ROWS_IN_STATEMENT = 2_000
 # With fewer rows the two round trips of a savepoint cost more than it saves.
 FEWEST_TRIED = 250
 
@@ -116,21 +116,16 @@ def _is_among(dialect: str, column: ColumnElement[int], keys: ColumnElement[Any]
 def insert_many(connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[tuple[Any, ...]]) -> None:
     """Insert rows of driver values (JSON as text) in the order of `columns`.
 
-    SQLite's executemany takes the tuples as they are, in half the time of SQLAlchemy's, which checks each value of each row.
+    SQLite takes the values of many rows in one statement: 1.3 microseconds for a row of a dataset, 2.8 with its executemany.
     PostgreSQL takes a page as one JSON text. For 100,000 dialogues, 2.0 s on a busy machine: arrays of psycopg took 2.9 s, its
     executemany longer still; COPY took about as long, but raises errors past SQLAlchemy.
     """
-    is_sqlite = connection.dialect.name == "sqlite"
-    quote = connection.dialect.identifier_preparer.quote
-    names = ", ".join(quote(column.name) for column in columns)
-    if is_sqlite:
-        page_of = f"VALUES ({', '.join('?' * len(columns))})"
-    else:
-        page_of = f"SELECT {_from_json(connection, columns)} FROM jsonb_array_elements(%s) v"
-    statement = f"INSERT INTO {quote(columns[0].table.name)} ({names}) {page_of}"
+    size = ROWS_IN_STATEMENT if connection.dialect.name == "sqlite" else PAGE
+    head = _insert_into(connection, columns)
     iterator = iter(rows)
-    while page := list(islice(iterator, PAGE)):
-        connection.exec_driver_sql(statement, page if is_sqlite else (to_json(page).decode(),))
+    while page := list(islice(iterator, size)):
+        source, values = _as_source(connection, columns, page)
+        connection.exec_driver_sql(f"{head} {source}", values)
 
 
 def insert_returning(
@@ -152,15 +147,13 @@ def insert_returning(
     and SQLAlchemy's own insert over 30 ms, most of it compiling.
     """
     quote = connection.dialect.identifier_preparer.quote
-    filled = columns if stamp is None else (*columns, stamp)
-    names = ", ".join(quote(column.name) for column in filled)
     now = "" if stamp is None else f", {db_now().compile(dialect=connection.dialect)}"
-    head = f"INSERT INTO {quote(columns[0].table.name)} ({names})"
+    head = _insert_into(connection, columns if stamp is None else (*columns, stamp))
     ending = f"RETURNING {', '.join(quote(column.name) for column in returning)}"
     is_tried = seem_new and connection.dialect.name != "sqlite"
     written: list[tuple[Any, ...]] = []
-    for start in range(0, len(rows), ROWS_RETURNED):
-        page = rows[start : start + ROWS_RETURNED]
+    for start in range(0, len(rows), ROWS_IN_STATEMENT):
+        page = rows[start : start + ROWS_IN_STATEMENT]
         source, values = _as_source(connection, columns, page, now)
         new = None
         if is_tried and len(page) >= FEWEST_TRIED:
@@ -171,8 +164,13 @@ def insert_returning(
     return written
 
 
+def _insert_into(connection: Connection, columns: Sequence[Column[Any]]) -> str:
+    quote = connection.dialect.identifier_preparer.quote
+    return f"INSERT INTO {quote(columns[0].table.name)} ({', '.join(quote(column.name) for column in columns)})"
+
+
 def _as_source(
-    connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]], now: str
+    connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]], now: str = ""
 ) -> tuple[str, tuple[Any, ...]]:
     """Return what an INSERT takes its rows from, each followed by `now`, and the values for it."""
     if connection.dialect.name == "sqlite":

@@ -80,13 +80,14 @@ class NewDataset:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to load a dataset, and how far it has come."""
+    """The right to load a dataset, and how far it has come; `found_none`: no dialogue of the last page was stored before."""
 
     dataset_key: int
     tenant_key: int
     owner: str
     rows: int
     ranked: int
+    found_none: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,15 +170,17 @@ def write_rows(connection: Connection, lease: Lease, rows: Sequence[LoadableRow]
     """
     renew(connection, lease, rows=lease.rows + len(rows))
     digests = [row.digest for row in rows]
-    keys = _find_keys(connection, lease.tenant_key, sorted(set(digests)))
-    # A dialogue that nobody had stored a moment ago has no rows in this dataset either.
-    counts = _count_rows(connection, lease.dataset_key, list(keys.values())) if lease.rows else Counter()
-    missing = {digest: row.dialogue for digest, row in zip(digests, rows, strict=True) if digest not in keys}
-    keys |= _insert_dialogues(connection, lease.tenant_key, missing)
-    # Those that another upload has inserted since.
-    keys |= _find_keys(connection, lease.tenant_key, sorted(missing.keys() - keys.keys()))
+    # Behind a page of which none was stored, the next has mostly none either: whether it has is then seen by inserting it.
+    known = {} if lease.found_none else _find_keys(connection, lease.tenant_key, sorted(set(digests)))
+    missing = {digest: row.dialogue for digest, row in zip(digests, rows, strict=True) if digest not in known}
+    added = _insert_dialogues(connection, lease.tenant_key, missing)
+    # Those that nobody had looked for, or that another upload has inserted since.
+    known |= _find_keys(connection, lease.tenant_key, sorted(missing.keys() - added.keys()))
+    # What is added here has no rows in this dataset.
+    counts = _count_rows(connection, lease.dataset_key, list(known.values())) if lease.rows else Counter()
+    keys = known | added
     insert_many(connection, ROW_COLUMNS, _number_rows(lease, rows, [keys[digest] for digest in digests], counts))
-    return replace(lease, rows=lease.rows + len(rows))
+    return replace(lease, rows=lease.rows + len(rows), found_none=not known)
 
 
 def read_ranking(connection: Connection, dataset_key: int) -> Ranking:

@@ -16,6 +16,8 @@ LARGEST_METADATA_BYTES = 64 * 1024
 DEEPEST_METADATA = 100
 # JSON writes NUL as \u0000; an even number of backslashes before it is text that only looks like it.
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+# `json.dumps` would make it anew for every row.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 KINDS = {
     type(None): "nothing",
     bool: "true or false",
@@ -43,7 +45,7 @@ def check(record: Record, columns: Columns, *, number: int, max_text_bytes: int)
             _id(values, columns.id, record.line),
             _case(values, columns, number, max_text_bytes),
             _references(values, columns.references),
-            _metadata(values, columns) | _predictions(values, columns.predictions, max_text_bytes),
+            _metadata(values, columns, max_text_bytes),
         )
     except _Wrong as error:
         return Detail(error.code, error.message, line=record.line)
@@ -104,12 +106,10 @@ def _references(values: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, 
 
 
 def _predictions(values: dict[str, Any], columns: tuple[str, ...], max_bytes: int) -> dict[str, Any]:
-    """Return the summaries made elsewhere as a piece of metadata that its limit does not hold for; empty without any.
+    """Return the summaries made elsewhere as a piece of metadata that its limit does not hold for.
 
     A summary that is missing is empty. Of another column called 'predictions' nothing is kept.
     """
-    if not columns:
-        return {}
     return {"predictions": {column: _prediction(values.get(column), column, max_bytes) for column in columns}}
 
 
@@ -133,30 +133,35 @@ def _is_longer(text: str, max_bytes: int) -> bool:
     return 4 * len(text) > max_bytes and len(text.encode()) > max_bytes
 
 
-def _metadata(values: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    if values.keys() <= columns.used:
-        return {}
+def _metadata(values: dict[str, Any], columns: Columns, max_bytes: int) -> dict[str, Any]:
+    others = {} if values.keys() <= columns.used else _other_columns(values, columns)
+    return others | _predictions(values, columns.predictions, max_bytes) if columns.predictions else others
+
+
+def _other_columns(values: dict[str, Any], columns: Columns) -> dict[str, Any]:
     merged = {name: value for name, value in values.items() if name not in columns.used and value is not None}
     if isinstance(nested := merged.get("metadata"), dict):
         del merged["metadata"]
         merged |= nested
     if not merged:
         return {}
-    encoded = _as_json(merged)
-    size = len(_text(encoded, "metadata").encode())
-    if size > LARGEST_METADATA_BYTES:
+    holds_texts = all(type(value) is str for value in merged.values())
+    if not holds_texts and _is_deeper(merged, DEEPEST_METADATA):
+        raise _Wrong("wrong_metadata", f"the other columns are nested more than {DEEPEST_METADATA} deep")
+    encoded = _text(_as_json(merged), "metadata")
+    if _is_longer(encoded, LARGEST_METADATA_BYTES):
+        size = len(encoded.encode())
         raise _Wrong("metadata_too_large", f"the other columns hold {size} bytes; {LARGEST_METADATA_BYTES} are allowed")
-    if ESCAPED_NUL.search(encoded):
+    if "\\u0000" in encoded and ESCAPED_NUL.search(encoded):
         raise _Wrong("nul_character", "the other columns hold a NUL character, which databases cannot store")
-    return dict(json.loads(encoded))
+    # Texts come back as they went out.
+    return merged if holds_texts else dict(json.loads(encoded))
 
 
 def _as_json(values: dict[str, Any]) -> str:
-    if _is_deeper(values, DEEPEST_METADATA):
-        raise _Wrong("wrong_metadata", f"the other columns are nested more than {DEEPEST_METADATA} deep")
     try:
         # Dates and decimals of Parquet files become text.
-        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=str)
+        return _ENCODER.encode(values)
     except ValueError as error:
         raise _Wrong(
             "wrong_metadata", "the other columns cannot be kept as JSON: they hold NaN or an infinite number"

@@ -147,8 +147,8 @@ class _Layouts:
     def find(self, record: Record) -> Columns | None:
         """Return the columns of a record, or None when it has no dialogue; a first record without one is an error."""
         names = tuple(record.values)
-        if names in self._known:
-            return self._known[names]
+        if known := self._known.get(names):
+            return known
         try:
             self._convention = self._convention or find_convention(free_of(self._mapping, names))
             columns = resolve(self._mapping, names, convention=self._convention)

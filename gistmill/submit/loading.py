@@ -206,7 +206,9 @@ def _batches(rows: Iterable[LoadableRow], pace: Pace) -> Iterator[list[LoadableR
     batch: list[LoadableRow] = []
     characters = 0
     for row in rows:
-        size = _characters(row)
+        size = len(row.dialogue)
+        if row.references or row.metadata:
+            size += _other_characters(row)
         if batch and (len(batch) >= pace.rows or characters + size > BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
@@ -216,13 +218,11 @@ def _batches(rows: Iterable[LoadableRow], pace: Pace) -> Iterator[list[LoadableR
         yield batch
 
 
-def _characters(row: LoadableRow) -> int:
-    """Return the length of the texts that may be long: dialogue, references, and summaries made elsewhere."""
-    if not row.references and not row.metadata:
-        return len(row.dialogue)
+def _other_characters(row: LoadableRow) -> int:
+    """Return the length of the other texts that may be long: references, and summaries made elsewhere."""
     predictions = row.metadata.get("predictions")
     texts = predictions.values() if isinstance(predictions, dict) else ()
-    return len(row.dialogue) + sum(map(len, row.references)) + sum(len(text) for text in texts if isinstance(text, str))
+    return sum(map(len, row.references)) + sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _is_any_abandoned(database: Database) -> bool:

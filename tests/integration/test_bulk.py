@@ -44,13 +44,15 @@ def test_lookups_of_dialogues_do_not_walk_the_table_that_they_fill(database: Dat
     assert lease is not None
     for start in range(0, ROWS, BATCH):
         rows = [Row(number, number + 1, str(number), f"dialogue {number}") for number in range(start, start + BATCH)]
+        # A dialogue that was there before makes it look for those of the next page.
+        rows[0] = rows[0]._replace(dialogue="dialogue 0")
         lease = database.transact(partial(datasets.write_rows, lease=lease, rows=rows))
     with database.read() as connection:
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
     with database.read() as connection:
         query = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'dialogues'"
         touched = connection.scalar(text(query))
-    # As long as a table is small, walking it is less work. Each row is looked up once, in vain, by its page.
+    # As long as a table is small, walking it is less work. Each row is looked up once, all but one of a page in vain.
     assert touched < ROWS
 
 

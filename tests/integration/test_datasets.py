@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,22 @@ def test_rows_are_stored_as_they_came_and_dialogues_once(database: Database) -> 
     assert [row.references for row in stored] == [["She says hi.", "Hi."], [], []]
     assert [row.metadata for row in stored] == [{"topic": "greeting"}, {}, {"n": [1, None]}]
     assert count(database, dialogues) == 2
+
+
+def test_dialogues_stored_before_are_found_also_behind_a_page_of_new_ones(database: Database) -> None:
+    load(database, rows_of(["old", "other"]), digest="e" * 64)
+    lease = begin(database, "me")
+    pages = [["a", "b", "c"], ["d", "a", "b"], ["e", "f", "e"], ["g"], ["old", "e", "old", "h"], ["e", "a"]]
+    for page in pages:
+        lease = write(database, lease, [Row(0, 1, "", text) for text in page])
+        assert lease.found_none is (page in (pages[0], pages[2], pages[3]))
+
+    seen: Counter[str] = Counter()
+    stored = stored_rows(database)[2:]
+    for row, text in zip(stored, chain.from_iterable(pages), strict=True):
+        assert (row.text, row.occurrence) == (text, seen[text])
+        seen[text] += 1
+    assert count(database, dialogues) == len({*seen, "other"})
 
 
 @pytest.mark.usefixtures("small_pages")
