@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 
@@ -22,8 +21,6 @@ log = structlog.get_logger(__name__)
 CONNECTIONS = 8
 # Streams that follow a job would go on for as long as it runs; their readers come back with a cursor.
 GRACE_S = 5
-# Between two looks for garbage in circles, of which an upload makes none; Python's own 700 cost it a twentieth of its time.
-OBJECTS_UNTIL_COLLECTED = 50_000
 
 
 def main() -> int:
@@ -61,8 +58,6 @@ def serve(settings: Settings) -> None:
         lifespan="on",
         timeout_graceful_shutdown=GRACE_S,
     )
-    gc.freeze()
-    gc.set_threshold(OBJECTS_UNTIL_COLLECTED)
     log.info("api_starts", host=settings.api.host, port=settings.api.port)
     # Having shut down in good order, uvicorn raises the signal once more for whoever was there before it.
     for number in (signal.SIGTERM, signal.SIGINT):
