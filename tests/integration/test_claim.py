@@ -17,6 +17,7 @@ from gistmill.db.tables import jobs, tenants
 from gistmill.db.workers import bells_to_ring
 from tests.support.hands import claimed, end
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
+from tests.support.meanwhile import while_uncommitted
 
 TEXTS = [f"dialogue number {number}" for number in range(8)]
 
@@ -52,6 +53,19 @@ def test_each_chunk_is_claimed_by_one_worker_when_twenty_ask_at_once(database: D
         thread.join()
     assert len(claims) == 8
     assert len({found.chunk_key for found in claims}) == 8
+
+
+def test_a_claim_passes_over_the_chunk_that_is_being_taken(database: Database) -> None:
+    make_job(database, TEXTS, per_chunk=1)
+    first, second = (make_worker(database, name) for name in ("w1", "w2"))
+    mine: list[Claim | None] = []
+    theirs = while_uncommitted(
+        database,
+        lambda connection: mine.append(claim_rows.claim(connection, first, lease_s=30.0)),
+        lambda: take(database, second),
+    )
+    # With the chunk of the first chosen it would have waited for that, and have taken it too.
+    assert [found and found.first_rank for found in (*mine, theirs)] == [0, 1]
 
 
 def test_higher_priority_goes_first_and_then_the_older_job(database: Database) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from gistmill import control
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import endings
 from gistmill.db.check import check
 from gistmill.db.jobs import InsertedJob, insert_job_row
-from gistmill.db.session import Database, open_database
+from gistmill.db.session import Database
 from gistmill.errors import GistmillError, NothingToRetry
 from gistmill.readback import get_job, list_jobs
 from gistmill.settings import WorkerSettings
@@ -34,7 +32,7 @@ from tests.support.graphs import (
 )
 from tests.support.hands import claimed, end, work
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
-from tests.support.servers import wait_until
+from tests.support.meanwhile import while_uncommitted
 
 
 def sweep(database: Database) -> list[str]:
@@ -319,23 +317,6 @@ def test_reader_is_told_for_which_jobs_a_job_waits(database: Database) -> None:
 
 
 # What happens at the same moment.
-
-
-def is_somebody_blocked(observer: Database) -> bool:
-    with observer.read() as connection:
-        return bool(connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
-
-
-def while_uncommitted(database: Database, first: Callable[[Connection], object], then: Callable[[], object]) -> object:
-    """Do `first` in a transaction that commits only when `then`, begun meanwhile, waits for it or has ended."""
-    # Both connections of the database are taken.
-    observer = open_database(database.engine.url.render_as_string(hide_password=False))
-    with closing(observer), ThreadPoolExecutor() as pool:
-        with database.write() as connection:
-            first(connection)
-            begun = pool.submit(then)
-            wait_until(lambda: begun.done() or database.is_sqlite or is_somebody_blocked(observer), timeout_s=10)
-        return begun.result(timeout=30)
 
 
 def test_two_needs_that_complete_at_the_same_moment_release_the_job_once(database: Database) -> None:

@@ -1,15 +1,19 @@
-"""What another request commits between two statements of one."""
+"""What another request does between two statements of one, or while a transaction has not committed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Connection, event, text
 
-from gistmill.db.session import Database
+from gistmill.db.session import Database, open_database
+from tests.support.servers import wait_until
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -30,3 +34,20 @@ def meanwhile(database: Database, act: Callable[[], object]) -> Iterator[None]:
     finally:
         event.remove(database.engine, "after_cursor_execute", interrupt)
     assert has_happened
+
+
+def while_uncommitted(database: Database, first: Callable[[Connection], object], then: Callable[[], T]) -> T:
+    """Do `first` in a transaction that commits only when `then`, begun meanwhile, waits for it or has ended."""
+    # Both connections of the database are taken.
+    observer = open_database(database.engine.url.render_as_string(hide_password=False))
+    with closing(observer), ThreadPoolExecutor() as pool:
+        with database.write() as connection:
+            first(connection)
+            begun = pool.submit(then)
+            wait_until(lambda: begun.done() or database.is_sqlite or _is_somebody_blocked(observer), timeout_s=10)
+        return begun.result(timeout=30)
+
+
+def _is_somebody_blocked(observer: Database) -> bool:
+    with observer.read() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
