@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -31,9 +31,10 @@ from sqlalchemy.types import UserDefinedType
 
 from gistmill.db.clock import db_now
 
-PAGE = 5_000
-# SQLite allows 32,766 variables in a statement; the widest row that is inserted so has 13.
-ROWS_IN_STATEMENT = 2_000
+PAGE, PAGE_RETURNED = 5_000, 2_000
+# On SQLite, where each row makes a statement longer. Larger ones are no faster, and a connection keeps its last 128 statements
+# with copies of their values: so there are few different ones of more rows than are few.
+MOST_IN_STATEMENT, FEW_IN_STATEMENT = 256, 16
 # With fewer rows the two round trips of a savepoint cost more than it saves.
 FEWEST_TRIED = 250
 
@@ -120,10 +121,8 @@ def insert_many(connection: Connection, columns: Sequence[Column[Any]], rows: It
     PostgreSQL takes a page as one JSON text. For 100,000 dialogues, 2.0 s on a busy machine: arrays of psycopg took 2.9 s, its
     executemany longer still; COPY took about as long, but raises errors past SQLAlchemy.
     """
-    size = ROWS_IN_STATEMENT if connection.dialect.name == "sqlite" else PAGE
     head = _insert_into(connection, columns)
-    iterator = iter(rows)
-    while page := list(islice(iterator, size)):
+    for page in _pages(connection, rows, PAGE):
         source, values = _as_source(connection, columns, page)
         connection.exec_driver_sql(f"{head} {source}", values)
 
@@ -152,8 +151,7 @@ def insert_returning(
     ending = f"RETURNING {', '.join(quote(column.name) for column in returning)}"
     is_tried = seem_new and connection.dialect.name != "sqlite"
     written: list[tuple[Any, ...]] = []
-    for start in range(0, len(rows), ROWS_IN_STATEMENT):
-        page = rows[start : start + ROWS_IN_STATEMENT]
+    for page in _pages(connection, rows, PAGE_RETURNED):
         source, values = _as_source(connection, columns, page, now)
         new = None
         if is_tried and len(page) >= FEWEST_TRIED:
@@ -167,6 +165,22 @@ def insert_returning(
 def _insert_into(connection: Connection, columns: Sequence[Column[Any]]) -> str:
     quote = connection.dialect.identifier_preparer.quote
     return f"INSERT INTO {quote(columns[0].table.name)} ({', '.join(quote(column.name) for column in columns)})"
+
+
+def _pages(connection: Connection, rows: Iterable[tuple[Any, ...]], most: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the rows, at most so many for a statement; on SQLite a few or a power of two."""
+    iterator = iter(rows)
+    if connection.dialect.name != "sqlite":
+        while page := list(islice(iterator, most)):
+            yield page
+        return
+    while page := list(islice(iterator, MOST_IN_STATEMENT)):
+        while len(page) > FEW_IN_STATEMENT:
+            size = 1 << len(page).bit_length() - 1
+            yield page[:size]
+            page = page[size:]
+        if page:
+            yield page
 
 
 def _as_source(

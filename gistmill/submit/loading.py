@@ -206,9 +206,7 @@ def _batches(rows: Iterable[LoadableRow], pace: Pace) -> Iterator[list[LoadableR
     batch: list[LoadableRow] = []
     characters = 0
     for row in rows:
-        size = len(row.dialogue)
-        if row.references or row.metadata:
-            size += _other_characters(row)
+        size = _characters(row)
         if batch and (len(batch) >= pace.rows or characters + size > BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
@@ -218,11 +216,13 @@ def _batches(rows: Iterable[LoadableRow], pace: Pace) -> Iterator[list[LoadableR
         yield batch
 
 
-def _other_characters(row: LoadableRow) -> int:
-    """Return the length of the other texts that may be long: references, and summaries made elsewhere."""
+def _characters(row: LoadableRow) -> int:
+    """Return the length of the texts that may be long: dialogue, references, and summaries made elsewhere."""
+    if not row.references and not row.metadata:
+        return len(row.dialogue)
     predictions = row.metadata.get("predictions")
     texts = predictions.values() if isinstance(predictions, dict) else ()
-    return sum(map(len, row.references)) + sum(len(text) for text in texts if isinstance(text, str))
+    return len(row.dialogue) + sum(map(len, row.references)) + sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _is_any_abandoned(database: Database) -> bool:

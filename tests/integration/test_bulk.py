@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, func, select, text
 
 from gistmill.db import datasets
 from gistmill.db.bulk import FEWEST_TRIED, insert_many, insert_returning, is_among
@@ -78,3 +78,28 @@ def test_an_insert_returns_what_it_wrote_whoever_was_quicker(database: Database,
     assert insert(there) == [str(number) for number in there]
     assert insert(range(count)) == [str(number) for number in range(count) if number not in there]
     assert insert(range(count)) == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_pages_of_any_size_make_few_statements_for_sqlite_to_keep(database: Database) -> None:
+    statements: set[str] = set()
+    event.listen(database.engine, "before_cursor_execute", lambda *values: statements.add(values[2]))
+    written = 0
+    for count in range(1, 600, 7):
+        rows = [(1, f"{number:064}", 1, str(number)) for number in range(written, written + count)]
+        insert = partial(
+            insert_returning,
+            columns=datasets.DIALOGUE_COLUMNS,
+            rows=rows,
+            on_conflict="DO NOTHING",
+            returning=[dialogues.c.text],
+        )
+        assert database.transact(insert) == [(row[3],) for row in rows]
+        items = [(1, number, "", number, 0, "[]", "{}") for number in range(written, written + count)]
+        database.transact(partial(insert_many, columns=list(dataset_rows.columns), rows=items))
+        written += count
+    with database.read() as connection:
+        for table in (dialogues, dataset_rows):
+            assert connection.scalar(select(func.count()).select_from(table)) == written
+    # Of two tables: 1 to 16 rows, 32, 64, 128 and 256.
+    assert len({statement for statement in statements if statement.startswith("INSERT")}) <= 2 * (16 + 4)
