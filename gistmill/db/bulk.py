@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import to_json
@@ -37,6 +38,7 @@ PAGE, PAGE_RETURNED = 5_000, 2_000
 MOST_IN_STATEMENT, FEW_IN_STATEMENT = 256, 16
 # With fewer rows the two round trips of a savepoint cost more than it saves.
 FEWEST_TRIED = 250
+_NOTHING: Mapping[Column[Any], Any] = MappingProxyType({})
 
 
 def listed(connection: Connection, values: Sequence[int] | Sequence[str]) -> Select[Any]:
@@ -123,7 +125,7 @@ def insert_many(connection: Connection, columns: Sequence[Column[Any]], rows: It
     """
     head = _insert_into(connection, columns)
     for page in _pages(connection, rows, PAGE):
-        source, values = _as_source(connection, columns, page)
+        source, values = _as_source(connection, columns, page, _NOTHING)
         connection.exec_driver_sql(f"{head} {source}", values)
 
 
@@ -132,6 +134,7 @@ def insert_returning(
     columns: Sequence[Column[Any]],
     rows: Sequence[tuple[Any, ...]],
     *,
+    fixed: Mapping[Column[Any], Any] = _NOTHING,
     stamp: Column[float] | None = None,
     on_conflict: str,
     returning: Sequence[Column[Any]],
@@ -139,27 +142,41 @@ def insert_returning(
 ) -> list[tuple[Any, ...]]:
     """Insert rows of driver values, with the database's time in `stamp`; return these columns of the rows really written.
 
+    What is `fixed` is the same in all of them, and travels once: half the columns of 1,024 results so took PostgreSQL 5.9
+    instead of 7.2 ms.
+
     Rows that `seem_new` have been looked for, or nobody else should insert them. PostgreSQL tries many of them without ON
-    CONFLICT first, which takes 6 microseconds for a dialogue instead of 11, and with it when one is there after all.
+    CONFLICT first, which takes 6 microseconds for a dialogue instead of 11, and with it when one is there after all. A try
+    writes all or nothing, so it is asked only for what the rows do not tell: of 1,024 results that saves another 0.9 ms.
 
     For 256 generations on SQLite, one statement with all the values takes 0.7 ms, executemany and a SELECT 1.2 ms, JSON 2.0 ms,
     and SQLAlchemy's own insert over 30 ms, most of it compiling.
     """
     quote = connection.dialect.identifier_preparer.quote
     now = "" if stamp is None else f", {db_now().compile(dialect=connection.dialect)}"
-    head = _insert_into(connection, columns if stamp is None else (*columns, stamp))
+    head = _insert_into(connection, [*fixed, *columns, *([] if stamp is None else [stamp])])
     ending = f"RETURNING {', '.join(quote(column.name) for column in returning)}"
     is_tried = seem_new and connection.dialect.name != "sqlite"
+    told = _positions(returning, columns)
     written: list[tuple[Any, ...]] = []
     for page in _pages(connection, rows, PAGE_RETURNED):
-        source, values = _as_source(connection, columns, page, now)
-        new = None
+        source, values = _as_source(connection, columns, page, fixed, now)
+        new: Sequence[Row[Any] | tuple[Any, ...]] | None = None
         if is_tried and len(page) >= FEWEST_TRIED:
-            new = _try_to_insert(connection, f"{head} {source} {ending}", values)
+            new = _try_to_insert(connection, f"{head} {source}" if told else f"{head} {source} {ending}", values)
+            if new is not None and told:
+                new = [tuple(row[position] for position in told) for row in page]
         if new is None:
             new = connection.exec_driver_sql(f"{head} {source} ON CONFLICT {on_conflict} {ending}", values).all()
         written += map(tuple, new)
     return written
+
+
+def _positions(wanted: Sequence[Column[Any]], columns: Sequence[Column[Any]]) -> list[int]:
+    """Return where these stand among the columns, nothing when one of them does not."""
+    names = [column.name for column in columns]
+    found = [names.index(column.name) for column in wanted if column.name in names]
+    return found if len(found) == len(wanted) else []
 
 
 def _insert_into(connection: Connection, columns: Sequence[Column[Any]]) -> str:
@@ -184,25 +201,41 @@ def _pages(connection: Connection, rows: Iterable[tuple[Any, ...]], most: int) -
 
 
 def _as_source(
-    connection: Connection, columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]], now: str = ""
+    connection: Connection,
+    columns: Sequence[Column[Any]],
+    rows: Sequence[tuple[Any, ...]],
+    fixed: Mapping[Column[Any], Any],
+    now: str = "",
 ) -> tuple[str, tuple[Any, ...]]:
-    """Return what an INSERT takes its rows from, each followed by `now`, and the values for it."""
+    """Return what an INSERT takes its rows from, each behind what is fixed and followed by `now`, and the values for it."""
     if connection.dialect.name == "sqlite":
-        places = f"({', '.join('?' * len(columns))}{now})"
-        return f"VALUES {', '.join([places] * len(rows))}", tuple(value for row in rows for value in row)
-    return f"SELECT {_from_json(connection, columns)}{now} FROM jsonb_array_elements(%s) v", (to_json(rows).decode(),)
+        # A place without a number gets the one behind the largest so far.
+        places = [*(f"?{number}" for number in range(1, len(fixed) + 1)), *"?" * len(columns)]
+        row_of_places = f"({', '.join(places)}{now})"
+        values = (*fixed.values(), *(value for row in rows for value in row))
+        return f"VALUES {', '.join([row_of_places] * len(rows))}", values
+    alike = "".join(f"CAST(%s AS {_type_of(connection, column)}), " for column in fixed)
+    source = f"SELECT {alike}{_from_json(connection, columns)}{now} FROM jsonb_array_elements(%s) v"
+    return source, (*fixed.values(), to_json(rows).decode())
 
 
-def _try_to_insert(connection: Connection, statement: str, values: tuple[Any, ...]) -> Sequence[Row[Any]] | None:
+def _try_to_insert(
+    connection: Connection, statement: str, values: tuple[Any, ...]
+) -> Sequence[Row[Any] | tuple[Any, ...]] | None:
     """Return what the statement returns, or None when a row was there already: then nothing was inserted."""
     try:
         with connection.begin_nested():
-            return connection.exec_driver_sql(statement, values).all()
+            done = connection.exec_driver_sql(statement, values)
+            return done.all() if done.returns_rows else []
     except IntegrityError:
         return None
 
 
 def _from_json(connection: Connection, columns: Sequence[Column[Any]]) -> str:
     """Return the columns as PostgreSQL reads them from `v`, an array of JSON."""
-    types = [column.type.compile(connection.dialect) for column in columns]
+    types = [_type_of(connection, column) for column in columns]
     return ", ".join(f"CAST(v ->> {position} AS {type_})" for position, type_ in enumerate(types))
+
+
+def _type_of(connection: Connection, column: Column[Any]) -> str:
+    return column.type.compile(connection.dialect)

@@ -21,8 +21,8 @@ LONGEST_MESSAGE = 2_000
 GENERATION_COLUMNS = [
     generations.c[name]
     for name in (
-        *("recipe_key", "dialogue_key", "draw", "summary", "finish_reason", "tokens_in", "tokens_out", "truncated"),
-        *("engine", "device", "dtype", "chunk_key", "epoch"),
+        *("dialogue_key", "draw", "summary", "finish_reason", "tokens_in", "tokens_out", "truncated"),
+        *("engine", "device", "dtype"),
     )
 ]
 FOUND_COLUMNS = [generations.c[name] for name in ("key", "dialogue_key", "draw", "truncated", "finish_reason")]
@@ -67,15 +67,20 @@ class Recorded:
     generated: int
 
 
-class _Result(NamedTuple):
-    """A row of `results`, save for its time: an item's generation, or its error."""
+class _Ended(NamedTuple):
+    """What the rows of `results` that are written together have in common."""
 
     job_key: int
-    row_number: int
     attempt: int
     arrival: int
     chunk_key: int
     epoch: int
+
+
+class _Result(NamedTuple):
+    """A row of `results`, save for its time and what is `_Ended`: an item's generation, or its error."""
+
+    row_number: int
     generation_key: int | None = None
     shared: bool = False
     error_code: str | None = None
@@ -138,20 +143,22 @@ def record(
     sent = sum(len(unit.rows) for unit in units)
     guard(connection, claim, progressed=True, ended=chunks.c.ended + sent)
     new_keys, all_found = _store(connection, claim, made)
+    # All that can be made without the job's row is made before: while it is locked, no other chunk of the job is recorded or
+    # finished.
+    ends = {item.generation_key: item for item in (*all_found, *found)}
+    rows = [
+        *_with_generations([*all_found, *found], new_keys),
+        *(_with_error(row_number, item.error) for item in lost for row_number in item.unit.rows),
+    ]
     arrival = _next_arrival(connection, claim.job_key)
     if arrival is None:
         raise JobEnded
-    ended = _Result(claim.job_key, 0, claim.attempt, arrival, claim.chunk_key, claim.epoch)
-    rows = [
-        *_with_generations(ended, [*all_found, *found], new_keys),
-        *(_with_error(ended, row_number, item.error) for item in lost for row_number in item.unit.rows),
-    ]
     replaced = _count_older_errors(connection, claim.job_key, claim.attempt, rows)
-    inserted = _insert(connection, rows)
+    ended = _Ended(claim.job_key, claim.attempt, arrival, claim.chunk_key, claim.epoch)
+    inserted = _insert(connection, ended, rows)
     written = [row for row in rows if row.row_number in inserted]
     if len(written) < sent:
         guard(connection, claim, ended=chunks.c.ended - (sent - len(written)))
-    ends = {item.generation_key: item for item in (*all_found, *found)}
     return _count(connection, claim, written, ends, replaced)
 
 
@@ -166,10 +173,10 @@ def fail_remaining_of(connection: Connection, chunk_key: int, error: ItemError) 
     arrival = _next_arrival(connection, chunk.job_key)
     if arrival is None:
         return
-    ended = _Result(chunk.job_key, 0, chunk.attempt, arrival, chunk_key, chunk.epoch)
-    rows = [_with_error(ended, row_number, error) for row_number in pending_rows(connection, chunk)]
+    rows = [_with_error(row_number, error) for row_number in pending_rows(connection, chunk)]
     replaced = _count_older_errors(connection, chunk.job_key, chunk.attempt, rows)
-    written = len(_insert(connection, rows))
+    ended = _Ended(chunk.job_key, chunk.attempt, arrival, chunk_key, chunk.epoch)
+    written = len(_insert(connection, ended, rows))
     connection.execute(update(jobs).where(jobs.c.key == chunk.job_key).values(failed=jobs.c.failed + written - replaced))
     connection.execute(update(chunks).where(chunks.c.key == chunk_key).values(ended=chunks.c.ended + written))
 
@@ -179,12 +186,17 @@ def _store(connection: Connection, claim: Claim, made: Sequence[Made]) -> tuple[
     if not made:
         return set(), []
     by_work = {(item.unit.dialogue_key, item.unit.draw): item for item in made}
-    rows = [_generation_row(claim, by_work[work]) for work in sorted(by_work)]
+    rows = [_generation_row(by_work[work]) for work in sorted(by_work)]
     names = (generations.c.key, generations.c.dialogue_key, generations.c.draw)
     new = insert_returning(
         connection,
         GENERATION_COLUMNS,
         rows,
+        fixed={
+            generations.c.recipe_key: claim.recipe_key,
+            generations.c.chunk_key: claim.chunk_key,
+            generations.c.epoch: claim.epoch,
+        },
         stamp=generations.c.created_at,
         on_conflict="DO NOTHING",
         returning=names,
@@ -198,11 +210,12 @@ def _store(connection: Connection, claim: Claim, made: Sequence[Made]) -> tuple[
     return {row[0] for row in new}, found
 
 
-def _generation_row(claim: Claim, item: Made) -> tuple[Any, ...]:
+def _generation_row(item: Made) -> tuple[Any, ...]:
     """Return the values of GENERATION_COLUMNS."""
-    what = (claim.recipe_key, item.unit.dialogue_key, item.unit.draw, item.summary, item.finish_reason)
-    how = (item.tokens_in, item.tokens_out, item.truncated, item.engine, item.device, item.dtype)
-    return (*what, *how, claim.chunk_key, claim.epoch)
+    return (
+        item.unit.dialogue_key, item.unit.draw, item.summary, item.finish_reason, item.tokens_in, item.tokens_out,
+        item.truncated, item.engine, item.device, item.dtype,
+    )  # fmt: skip
 
 
 def _next_arrival(connection: Connection, job_key: int) -> int | None:
@@ -216,32 +229,29 @@ def _next_arrival(connection: Connection, job_key: int) -> int | None:
     return connection.execute(statement).scalar_one_or_none()
 
 
-def _with_generations(ended: _Result, found: Iterable[Found], new_keys: Collection[int]) -> Iterable[_Result]:
+def _with_generations(found: Iterable[Found], new_keys: Collection[int]) -> Iterable[_Result]:
     for item in found:
         for position, row_number in enumerate(item.unit.rows):
             is_generated = item.generation_key in new_keys and position == 0
-            # The whole transaction waits for this loop, and _replace takes twice as long.
-            yield _Result(
-                ended.job_key, row_number, ended.attempt, ended.arrival, ended.chunk_key, ended.epoch,
-                item.generation_key, not is_generated,
-            )  # fmt: skip
+            yield _Result(row_number, item.generation_key, not is_generated)
 
 
-def _with_error(ended: _Result, row_number: int, error: ItemError) -> _Result:
-    return ended._replace(row_number=row_number, error_code=error.code, error_message=error.message[:LONGEST_MESSAGE])
+def _with_error(row_number: int, error: ItemError) -> _Result:
+    return _Result(row_number, error_code=error.code, error_message=error.message[:LONGEST_MESSAGE])
 
 
-def _insert(connection: Connection, rows: Sequence[_Result]) -> set[int]:
+def _insert(connection: Connection, ended: _Ended, rows: Sequence[_Result]) -> set[int]:
     """Insert the results; return the row numbers that were really written."""
     written = insert_returning(
         connection,
         [results.c[name] for name in _Result._fields],
         rows,
+        fixed={results.c[name]: value for name, value in ended._asdict().items()},
         stamp=results.c.created_at,
         on_conflict=_REPLACE_OLDER_ERRORS,
         returning=[results.c.row_number],
         # A later attempt replaces errors.
-        seem_new=bool(rows) and rows[0].attempt == 1,
+        seem_new=ended.attempt == 1,
     )
     return {row_number for (row_number,) in written}
 

@@ -80,6 +80,29 @@ def test_an_insert_returns_what_it_wrote_whoever_was_quicker(database: Database,
     assert insert(range(count)) == []
 
 
+@pytest.mark.parametrize("count", [3, FEWEST_TRIED])
+@pytest.mark.parametrize("returned", [["text"], ["text", "key"]], ids=str)
+def test_what_is_the_same_in_all_rows_is_written_to_each(database: Database, count: int, returned: Sequence[str]) -> None:
+    tenant, digest, characters, words = datasets.DIALOGUE_COLUMNS
+    insert = partial(
+        insert_returning,
+        columns=[words, digest],
+        rows=[(str(number), f"{number:064}") for number in range(count)],
+        fixed={characters: 7, tenant: 1},
+        on_conflict="DO NOTHING",
+        returning=[dialogues.c[name] for name in returned],
+        seem_new=True,
+    )
+    written = database.transact(insert)
+    with database.read() as connection:
+        columns = (dialogues.c.tenant_key, dialogues.c.characters, dialogues.c.digest, dialogues.c.text)
+        stored = connection.execute(select(*columns).order_by(dialogues.c.digest)).all()
+        asked = connection.execute(select(*(dialogues.c[name] for name in returned)).order_by(dialogues.c.digest)).all()
+    assert [tuple(row) for row in stored] == [(1, 7, f"{number:064}", str(number)) for number in range(count)]
+    assert written == [tuple(row) for row in asked]
+    assert database.transact(insert) == []
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_pages_of_any_size_make_few_statements_for_sqlite_to_keep(database: Database) -> None:
     statements: set[str] = set()
