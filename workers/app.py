@@ -142,9 +142,7 @@ class Worker:
             host=TrainingHost(self.settings.data_dir / "training", self.device.kind),
         )
         return {
-            JobKind.SUMMARIZE: SummarizeHandler(
-                database, residence, worker, device_name=self.device.name, claim_ahead=ahead.claim
-            ),
+            JobKind.SUMMARIZE: SummarizeHandler(database, residence, worker, device_name=self.device.name, successor=ahead),
             JobKind.FINETUNE: finetune,
             JobKind.EVALUATE: EvaluateHandler(self.database, worker),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -124,6 +125,7 @@ class Heartbeat:
         self.resident: Callable[[], tuple[str, ...]] = tuple
         self._watch: Watch | None = None
         self._reserved: Claim | None = None
+        self._keep_until = math.inf
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._next_wish = self._next_renewal = time.monotonic()
@@ -148,9 +150,9 @@ class Heartbeat:
         """Forget the chunk."""
         self._watch = None
 
-    def keep(self, claim: Claim | None) -> None:
-        """Renew this chunk, which was claimed ahead, together with the running one; None: no more."""
-        self._reserved = claim
+    def keep(self, claim: Claim | None, *, until: float = math.inf) -> None:
+        """Renew this chunk, which was claimed ahead, with the running one, until this monotonic time; None: no more."""
+        self._reserved, self._keep_until = claim, until
 
     def beat(self) -> None:
         """Do what is due: renew, read the wish, sweep."""
@@ -179,8 +181,9 @@ class Heartbeat:
     def _held(self, watch: Watch) -> list[Claim]:
         """Return the running chunk and the reserved one, in lock order."""
         reserved = self._reserved
-        held = [watch.claim] if reserved is None else [watch.claim, reserved]
-        return sorted(held, key=lambda claim: claim.chunk_key)
+        if reserved is None or time.monotonic() >= self._keep_until:
+            return [watch.claim]
+        return sorted([watch.claim, reserved], key=lambda claim: claim.chunk_key)
 
     def _renew_all(self, connection: Connection, claims: list[Claim]) -> list[Claim]:
         """Renew these; return those that are not lost. Whether a reserved one is, shows when its turn comes."""

@@ -111,8 +111,8 @@ class Runner:
         """Carry out one chunk and write down how it ended."""
         watch = self.heartbeat.watch(chunk, requested_at=requested_at)
         # Only now: a Redis that does not answer takes a second, in which the lease must be renewed. For a chunk that was
-        # claimed ahead it was done then.
-        if chunk is not self._taken_up:
+        # claimed ahead it was done then, but not for the one that was reserved when this one began.
+        if chunk is not self._taken_up or self.ahead.somebody_idles:
             self._pass_the_bell_on(chunk)
         log.info("chunk_started", job_id=chunk.job_id, chunk=chunk.chunk_key, epoch=chunk.epoch)
         started_at = time.monotonic()
@@ -160,6 +160,8 @@ class Runner:
             self._has_lost_device = "CUDA error" in str(error)
             log.error("chunk_failed", job_id=chunk.job_id, chunk=chunk.chunk_key, failures=chunk.failures + 1, exc_info=error)
             return partial(chunk_rows.fail, claim=chunk, error=known, budgets=budgets(self.settings))
+        if done.was_short:
+            self.ahead.expect_short(chunk)
         return partial(chunk_rows.finish, claim=chunk, ended=done.ended, last_words=done.last_words)
 
     def _claim(self) -> Claim | None:
@@ -175,7 +177,7 @@ class Runner:
                     return found
                 claimant = replace(self.claimant, resident=self.resident())
                 lease_s = self.settings.lease_s
-                found = self.database.transact(partial(claim, claimant=claimant, lease_s=lease_s))
+                found = self.ahead.begin(partial(claim, claimant=claimant, lease_s=lease_s))
                 point("claim.committed", claim=found)
                 if found is None:
                     self.database.transact(partial(worker_rows.rest, worker=claimant.worker))

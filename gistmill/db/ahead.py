@@ -7,6 +7,7 @@ first, is decided by claim.py as ever: only what the worker would claim now anyw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -34,7 +35,14 @@ def claim_ahead(
         Changed: its job may not run any more since it was looked at.
         StoreUnavailable: the database did not answer; the chunk may have been reserved all the same.
     """
-    if running.crashes or not _more_wait_than_work(connection, claimant, running.kind, live_within_s):
+    return claim_behind(connection, claimant, running, worker_rows.live(connection, within_s=live_within_s), lease_s=lease_s)
+
+
+def claim_behind(
+    connection: Connection, claimant: Claimant, running: Claim, live: Sequence[Row[Any]], *, lease_s: float
+) -> Claim | None:
+    """Do as `claim_ahead` does, for one who knows which workers live; also in the transaction in which the chunk begins."""
+    if running.crashes or not _more_wait_than_work(connection, claimant, running.kind, live):
         return None
     first = next(iter(candidates(connection, claimant)), None)
     if first is None or not _is_alike(connection, running, first):
@@ -72,9 +80,9 @@ def _beginning() -> Update:
     )
 
 
-def _more_wait_than_work(connection: Connection, claimant: Claimant, kind: str, live_within_s: float) -> bool:
+def _more_wait_than_work(connection: Connection, claimant: Claimant, kind: str, live: Sequence[Row[Any]]) -> bool:
     """True when more chunks wait that this worker fits than workers of that kind are live."""
-    workers = sum(kind in row.kinds for row in worker_rows.live(connection, within_s=live_within_s))
+    workers = sum(kind in row.kinds for row in live)
     values = {"of_kind": kind, "most": workers + 1}
     return bool(connection.execute(_counting(claimant), values).scalar_one() > workers)
 

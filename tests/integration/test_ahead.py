@@ -30,7 +30,7 @@ from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_r
 from tests.support.servers import wait_until
 from workers.engine.base import Outcome
 from workers.engine.fake import FakeEngine
-from workers.handlers import outlook, pages
+from workers.handlers import outlook, pages, summarize
 from workers.heartbeat import Watch
 
 TEXTS = [f"dialogue number {number}" for number in range(8)]
@@ -351,7 +351,7 @@ def looking(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A worker that claims ahead, with small pages."""
     monkeypatch.setattr(pages, "PAGE_ROWS", 4)
     monkeypatch.setattr(FakeEngine, "page_rows", 4)
-    bench.handler.claim_ahead = bench.runner.ahead.claim
+    bench.handler.successor = bench.runner.ahead
     set_lease(bench, 15.0)
     return bench
 
@@ -486,23 +486,34 @@ def test_lost_reservation_is_found_when_its_turn_comes_and_its_pages_are_dropped
 def test_lost_answer_to_a_reservation_or_its_begin_is_settled_before_the_next_claim(
     looking: Bench, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    real = looking.database.transact
+    real, step = looking.database.transact, getattr(ahead, lost)
+    # The heart beats in a thread of its own.
+    mine = threading.local()
     unanswered: list[object] = []
 
+    def noting(*asked: Any, **named: Any) -> object:
+        mine.made = step(*asked, **named)
+        return mine.made
+
     def lossy(work: Callable[..., object]) -> object:
+        mine.made = None
         answer = real(work)
-        if answer and getattr(work, "func", None) is getattr(ahead, lost) and not unanswered:
+        if mine.made and not unanswered:
             unanswered.append(answer)
             raise StoreUnavailable("the answer to COMMIT was lost")
         return answer
 
+    monkeypatch.setattr(ahead, lost, noting)
     monkeypatch.setattr(looking.database, "transact", lossy)
-    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    monkeypatch.setattr(summarize, "SHORT_S", 60.0)
+    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.05)
     job = make_job(looking.database, MANY, per_chunk=4)
     looking.runner.work()
     assert unanswered
     rows = chunk_rows_of(looking.database, job)
-    assert [(chunk["epoch"], chunk["failures"], chunk["crashes"]) for chunk in rows[:2]] == [(1, 0, 0), (2, 0, 0)]
+    # The second chunk begins with the third one reserved behind it.
+    assert [chunk["epoch"] for chunk in rows] == [1, 2, 2 if lost == "begin" else 1, 1]
+    assert {(chunk["failures"], chunk["crashes"]) for chunk in rows} == {(0, 0)}
     assert job_row(looking.database, job)["generated"] == 16
     assert check(looking.database) == []
 
@@ -590,3 +601,147 @@ def test_pages_of_the_running_chunk_are_read_before_the_next_chunk_is_asked_for(
     wait_until(lambda: len(asked) == 4, what="the first page of the next chunk")
     # Three pages of its own, and behind them the first one of the next chunk.
     assert asked == [False, False, False, True]
+
+
+# Chunks that are over too soon to claim the next one beside them.
+
+
+@pytest.fixture
+def hasty(looking: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A worker that never claims ahead while a chunk runs."""
+    monkeypatch.setattr(outlook, "LEAST_S", 60.0)
+    monkeypatch.setattr(summarize, "SHORT_S", 60.0)
+    return looking
+
+
+def note_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch, note: Callable[[Claim], None]) -> None:
+    """Let this be called when a chunk has been claimed and is about to run."""
+    real = bench.runner.run
+
+    def run(chunk: Claim, *, requested_at: float) -> None:
+        note(chunk)
+        real(chunk, requested_at=requested_at)
+
+    monkeypatch.setattr(bench.runner, "run", run)
+
+
+def note_states(bench: Bench, monkeypatch: pytest.MonkeyPatch, job: int) -> list[list[str]]:
+    noted: list[list[str]] = []
+    note_begins(bench, monkeypatch, lambda _: noted.append([state for state, _ in held(bench.database, job)]))
+    return noted
+
+
+def test_short_chunk_begins_with_the_next_one_reserved_behind_it(hasty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(hasty.database, MANY, per_chunk=4)
+    noted = note_states(hasty, monkeypatch, job)
+    hasty.runner.work()
+    assert noted == [
+        # Of the first nothing is known yet.
+        ["running", "queued", "queued", "queued"],
+        ["done", "running", "reserved", "queued"],
+        # One waits, and that is not more than workers.
+        ["done", "done", "running", "queued"],
+        ["done", "done", "done", "running"],
+    ]
+    assert {epoch for _, epoch in held(hasty.database, job)} == {1}
+    assert job_row(hasty.database, job)["succeeded"] == 16
+    assert check(hasty.database) == []
+
+
+def test_nothing_is_reserved_behind_a_chunk_that_may_last(hasty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summarize, "SHORT_S", 0.0)
+    job = make_job(hasty.database, MANY, per_chunk=4)
+    noted = note_states(hasty, monkeypatch, job)
+    hasty.runner.work()
+    assert len(noted) == 4
+    assert {state for states in noted for state in states} == {"queued", "running", "done"}
+
+
+def test_chunks_of_one_job_tell_nothing_about_those_of_another(hasty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    noted: list[list[str]] = []
+
+    def note(_: Claim) -> None:
+        if made:
+            noted.append([state for state, _ in held(hasty.database, made[0])])
+        else:
+            made.append(make_job(hasty.database, TEXTS, per_chunk=2, priority=9))
+
+    make_job(hasty.database, MANY, per_chunk=2)
+    note_begins(hasty, monkeypatch, note)
+    hasty.runner.work()
+    assert noted[:2] == [["running", "queued", "queued", "queued"], ["done", "running", "reserved", "queued"]]
+
+
+def test_nothing_is_reserved_behind_the_successor_of_a_chunk_that_failed(hasty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailsOnce(FakeEngine):
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            if len(noted) == 2 and not failed:
+                failed.append(True)
+                raise KeyError("a bug")
+            return super()._forward(*args)
+
+    failed: list[bool] = []
+    hasty.engine = lambda: FailsOnce(max_rows=1)
+    job = make_job(hasty.database, MANY, per_chunk=2)
+    noted = note_states(hasty, monkeypatch, job)
+    hasty.runner.work()
+    assert [states[:4] for states in noted[1:3]] == [
+        ["done", "running", "reserved", "queued"],
+        ["done", "queued", "running", "queued"],
+    ]
+
+
+def test_first_page_behind_a_short_chunk_is_read_while_it_runs(hasty: Bench) -> None:
+    read: list[str] = []
+
+    class Noting(FakeEngine):
+        def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+            read.extend((threading.current_thread().name[:6],) * len(texts))
+            return super()._encode(texts, limit)
+
+    hasty.engine = lambda: Noting(max_rows=2)
+    job = make_job(hasty.database, MANY, per_chunk=4)
+    hasty.runner.work()
+    assert read == ["MainTh"] * 8 + ["reader"] * 4 + ["MainTh"] * 4
+    assert job_row(hasty.database, job)["succeeded"] == 16
+
+
+def test_chunk_reserved_behind_one_that_was_to_be_short_is_let_go_when_that_lasts(
+    hasty: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lasting(FakeEngine):
+        def _forward(self, *args: Any) -> list[Outcome] | None:
+            if held(hasty.database, job)[2][0] == "reserved" and not lasted:
+                lasted.append(True)
+                reap = partial(crashes.reap, budgets=BUDGETS)
+                wait_until(lambda: hasty.database.transact(reap) == 1, what="the end of the reservation")
+            return super()._forward(*args)
+
+    lasted: list[bool] = []
+    monkeypatch.setattr("workers.ahead.EXPECTED_S", 0.2)
+    set_lease(hasty, 1.0)
+    hasty.engine = lambda: Lasting(max_rows=1)
+    job = make_job(hasty.database, MANY, per_chunk=4)
+    hasty.runner.work()
+    assert lasted
+    rows = chunk_rows_of(hasty.database, job)
+    assert [(chunk["epoch"], chunk["crashes"]) for chunk in rows] == [(1, 0), (1, 0), (2, 0), (1, 0)]
+    assert job_row(hasty.database, job)["succeeded"] == 16
+
+
+@pytest.mark.parametrize("is_anybody_idle", [True, False])
+def test_bell_is_passed_on_when_a_short_chunk_begins_and_somebody_is_idle(
+    hasty: Bench, monkeypatch: pytest.MonkeyPatch, *, is_anybody_idle: bool
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr("workers.runner.pass_the_bell_on", lambda *_: events.append("bell"))
+    note_begins(hasty, monkeypatch, lambda chunk: events.append("taken up" if chunk is hasty.runner._taken_up else "claimed"))
+    if is_anybody_idle:
+        make_worker(hasty.database, "idle")
+    make_job(hasty.database, MANY, per_chunk=2)
+    hasty.runner.work()
+    assert events.count("taken up") > 2
+    for what, follows in zip(events, [*events[1:], "end"], strict=True):
+        if what != "bell":
+            assert (follows == "bell") == (what == "claimed" or is_anybody_idle)

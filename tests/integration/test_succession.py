@@ -103,7 +103,7 @@ def costs(bench: Bench, job: int) -> list[tuple[str, int, int, int]]:
 def succeeding(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A worker that claims ahead, whatever little work there is, with a lease that outlives these tests."""
     monkeypatch.setattr(outlook, "LEAST_S", 0.0)
-    bench.handler.claim_ahead = bench.runner.ahead.claim
+    bench.handler.successor = bench.runner.ahead
     bench.handler.settings = FAST.model_copy(update={"commit_s": 0.0})
     bench.runner.settings = bench.runner.ahead.settings = bench.heartbeat.settings = FAST.model_copy(update={"lease_s": 15.0})
     return bench

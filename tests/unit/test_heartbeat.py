@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from sqlalchemy import Connection, update
@@ -108,11 +109,12 @@ def test_reserved_chunk_is_renewed_with_the_running_one(heartbeat: Heartbeat, cl
     heartbeat.watch(claim, requested_at=time.monotonic() - SETTINGS.renew_s)
     heartbeat.beat()
     assert chunk_rows_of(sqlite_only, job)[0]["lease_until"] > 1.0
-    heartbeat.keep(None)
-    change_chunks(sqlite_only, lease_until=1.0)
-    heartbeat.watch(claim, requested_at=time.monotonic() - SETTINGS.renew_s)
-    heartbeat.beat()
-    assert chunk_rows_of(sqlite_only, job)[0]["lease_until"] == 1.0
+    for no_more in (partial(heartbeat.keep, None), partial(heartbeat.keep, reserved, until=time.monotonic())):
+        no_more()
+        change_chunks(sqlite_only, lease_until=1.0)
+        heartbeat.watch(claim, requested_at=time.monotonic() - SETTINGS.renew_s)
+        heartbeat.beat()
+        assert chunk_rows_of(sqlite_only, job)[0]["lease_until"] == 1.0
     assert chunk_rows_of(sqlite_only, claim.job_key)[0]["lease_until"] > 1.0
 
 

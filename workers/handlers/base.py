@@ -45,11 +45,13 @@ class Done(NamedTuple):
     """What a handler says of a chunk that it is through with.
 
     `ended` is how many items ended by this run, as the database answered; None where nobody counts them. `last_words` is what
-    is to be written last in the transaction that finishes the chunk.
+    is to be written last in the transaction that finishes the chunk. `was_short` says that it was over too soon for the next
+    one to be claimed beside it.
     """
 
     ended: int | None = None
     last_words: Callable[[Connection], None] | None = None
+    was_short: bool = False
 
 
 class Handler(Protocol):

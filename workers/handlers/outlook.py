@@ -18,17 +18,21 @@ AHEAD_S = 5.0
 # A chunk of less work than this is over before the claim is: with an engine that takes no time, asking ahead for each chunk
 # made a job of small ones last three times as long.
 LEAST_S = 0.1
+# Behind a chunk that took no longer, the next one of its job begins with one reserved behind it.
+SHORT_S = 0.25
 
 
 class Outlook:
     """Lets the reader ask for the next chunk, once, when this one has less than `AHEAD_S` of work left.
 
-    The time left is that of the rows left at the speed of the rows so far. In a chunk of little work nobody is asked. On
-    leaving its block the reader asks no more.
+    The time left is that of the rows left at the speed of the rows so far. In a chunk of little work nobody is asked, unless
+    the next one `is_reserved` already: then at once, so that its pages are looked up while this chunk is made and recorded.
+    On leaving its block the reader asks no more.
     """
 
-    def __init__(self, ask: Callable[[Engine], None] | None, *, reader: Executor) -> None:
+    def __init__(self, ask: Callable[[Engine], None] | None, *, is_reserved: bool, reader: Executor) -> None:
         self._ask = ask
+        self._is_reserved = is_reserved
         self._reader = reader
         self._began_at: float | None = None
         self._done = 0
@@ -59,11 +63,17 @@ class Outlook:
         come first.
         """
         self._began_at = self._began_at or time.monotonic()
+        self._ask_if_due(count_left(), engine)
         for outcomes in batches:
             self._done += len(outcomes)
-            if self._ask is not None and self._asked is None and self._is_little(count_left()):
-                self._asked = self._reader.submit(self._ask, engine)
+            self._ask_if_due(count_left(), engine)
             yield outcomes
+
+    def _ask_if_due(self, left: int | None, engine: Engine) -> None:
+        if self._ask is None or self._asked is not None:
+            return
+        if self._is_little(left) or (self._is_reserved and left is not None):
+            self._asked = self._reader.submit(self._ask, engine)
 
     def _is_little(self, left: int | None) -> bool:
         if not left or not self._done or self._began_at is None:

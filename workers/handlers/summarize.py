@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gistmill.db import prompts as prompt_rows
 from gistmill.db.claim import Claim
@@ -23,7 +23,7 @@ from gistmill.specs import SummarizeSpec
 from workers.engine.base import Completion, Engine, Failure, Outcome, Row
 from workers.handlers.base import Done, Lease
 from workers.handlers.feeding import Feed
-from workers.handlers.outlook import Outlook
+from workers.handlers.outlook import SHORT_S, Outlook
 from workers.handlers.pages import Page, Pages
 from workers.handlers.recording import Recorder
 from workers.handlers.streaming import Next, Stream, Succession
@@ -48,8 +48,17 @@ class _Chunk(NamedTuple):
         return self.lease.should_stop() or self.recorder.has_failed
 
 
-# Claims the chunk after this one, or None. The second argument is called when that chunk is not to run after all.
-ClaimAhead = Callable[[Claim, Callable[[], None]], Claim | None]
+class Successor(Protocol):
+    """The chunk that comes after the running one."""
+
+    @property
+    def is_held(self) -> bool:
+        """True when it is reserved."""
+        ...
+
+    def claim(self, running: Claim, lost: Callable[[], None]) -> Claim | None:
+        """Return it, having reserved it if need be, or None. `lost` is called when it is not to run after all."""
+        ...
 
 
 class SummarizeHandler:
@@ -66,12 +75,12 @@ class SummarizeHandler:
         settings: WorkerSettings,
         *,
         device_name: str = "CPU",
-        claim_ahead: ClaimAhead | None = None,
+        successor: Successor | None = None,
     ) -> None:
         self.database = Turns.of(database)
         self.residence = residence
         self.settings = settings
-        self.claim_ahead = claim_ahead
+        self.successor = successor
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         # A test may exchange the residence.
@@ -87,11 +96,12 @@ class SummarizeHandler:
         spec = SummarizeSpec.model_validate(claim.spec)
         meter = ChunkMeter(self.meter, Work.of(claim.model_digest, spec.precision, spec.generation))
         ended = 0
+        began_at = time.monotonic()
         try:
             with (
                 self._succession.take_pages(claim) or self._make_pages(claim, spec) as pages,
                 Recorder(self.database, claim, lease, writer=self._writer) as recorder,
-                Outlook(self._asking_ahead(claim, spec, lease), reader=self._reader) as outlook,
+                self._look_out(claim, spec, lease) as outlook,
             ):
                 for pending in self._passes(_Chunk(claim, lease, spec, pages, recorder, meter, outlook)):
                     recorded = recorder.finish()
@@ -106,7 +116,8 @@ class SummarizeHandler:
         except BaseException:
             self._succession.end_stream()
             raise
-        return Done(ended, meter.ending())
+        was_short = self.successor is not None and time.monotonic() - began_at < SHORT_S
+        return Done(ended, meter.ending(), was_short)
 
     def _passes(self, chunk: _Chunk) -> Iterator[int | None]:
         """Go over the chunk until nothing is pending; yield after each time how many items were, None if there may be more."""
@@ -194,14 +205,18 @@ class SummarizeHandler:
         find_template = partial(self._find_template, claim, spec)
         return Pages(self.database, claim, spec, find_template=find_template, reader=self._reader, keys=self._keys)
 
+    def _look_out(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Outlook:
+        is_reserved = self.successor is not None and self.successor.is_held
+        return Outlook(self._asking_ahead(claim, spec, lease), is_reserved=is_reserved, reader=self._reader)
+
     def _asking_ahead(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Callable[[Engine], None] | None:
         """Return what claims the chunk after this one and begins to look at it, in the reader's thread."""
-        claim_ahead = self.claim_ahead
-        if claim_ahead is None:
+        successor = self.successor
+        if successor is None:
             return None
 
         def ask(engine: Engine) -> None:
-            found = None if lease.reason() is not None else claim_ahead(claim, self._succession.give_up)
+            found = None if lease.reason() is not None else successor.claim(claim, self._succession.give_up)
             if found is not None:
                 asked = SummarizeSpec.model_validate(found.spec)
                 runs_alike = self._runs_on(found, asked) == self._runs_on(claim, spec)
