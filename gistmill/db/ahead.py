@@ -35,17 +35,22 @@ def claim_ahead(
         Changed: its job may not run any more since it was looked at.
         StoreUnavailable: the database did not answer; the chunk may have been reserved all the same.
     """
-    return claim_behind(connection, claimant, running, worker_rows.live(connection, within_s=live_within_s), lease_s=lease_s)
+    first = _first(connection, claimant, running, worker_rows.live(connection, within_s=live_within_s))
+    if first is None or not _is_alike(connection, running, first):
+        return None
+    return take(connection, first, claimant.worker, lease_s=lease_s, state=ChunkState.RESERVED)
 
 
 def claim_behind(
     connection: Connection, claimant: Claimant, running: Claim, live: Sequence[Row[Any]], *, lease_s: float
 ) -> Claim | None:
-    """Do as `claim_ahead` does, for one who knows which workers live; also in the transaction in which the chunk begins."""
-    if running.crashes or not _more_wait_than_work(connection, claimant, running.kind, live):
-        return None
-    first = next(iter(candidates(connection, claimant)), None)
-    if first is None or not _is_alike(connection, running, first):
+    """Do as `claim_ahead` does in the transaction in which the running chunk begins, for one who knows which workers live.
+
+    Only a chunk of the same job, whose row this transaction has locked: two workers that locked two jobs in two orders would
+    wait for each other.
+    """
+    first = _first(connection, claimant, running, live)
+    if first is None or first.key != running.job_key:
         return None
     return take(connection, first, claimant.worker, lease_s=lease_s, state=ChunkState.RESERVED)
 
@@ -78,6 +83,13 @@ def _beginning() -> Update:
         .values(state=ChunkState.RUNNING, started_at=db_now())
         .values(lease_until=db_now() + bindparam("for_s", type_=Float()))
     )
+
+
+def _first(connection: Connection, claimant: Claimant, running: Claim, live: Sequence[Row[Any]]) -> Row[Any] | None:
+    """Return the job whose chunk comes next, or None when nothing may be reserved beside the running chunk."""
+    if running.crashes or not _more_wait_than_work(connection, claimant, running.kind, live):
+        return None
+    return next(iter(candidates(connection, claimant)), None)
 
 
 def _more_wait_than_work(connection: Connection, claimant: Claimant, kind: str, live: Sequence[Row[Any]]) -> bool:

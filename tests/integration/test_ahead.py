@@ -202,12 +202,16 @@ def test_adapters_are_alike_when_their_base_is_the_same(database: Database, base
     assert (reserve(database, claimant, running) is not None) == is_alike
 
 
-def test_chunk_of_a_tenant_that_has_less_goes_first_and_not_the_own_job(
-    database: Database, claimant: Claimant, running: Claim
-) -> None:
+@pytest.fixture
+def other_tenant(database: Database) -> int:
     add = insert(tenants).values(name="other").returning(tenants.c.key)
-    other = database.transact(lambda connection: connection.execute(add).scalar_one())
-    theirs = make_job(database, TEXTS[:1], tenant_key=other)
+    return database.transact(lambda connection: int(connection.execute(add).scalar_one()))
+
+
+def test_chunk_of_a_tenant_that_has_less_goes_first_and_not_the_own_job(
+    database: Database, claimant: Claimant, running: Claim, other_tenant: int
+) -> None:
+    theirs = make_job(database, TEXTS[:1], tenant_key=other_tenant)
     found = reserve(database, claimant, running)
     assert found is not None
     assert found.job_key == theirs
@@ -245,10 +249,8 @@ def test_reservation_that_another_worker_has_made_since_is_not_begun(
     assert costs(database, found) == ("reserved", 2, 0, 0)
 
 
-def test_reserved_chunk_counts_for_the_share_of_its_tenant(database: Database, reserved: Claim) -> None:
-    add = insert(tenants).values(name="other").returning(tenants.c.key)
-    other = database.transact(lambda connection: connection.execute(add).scalar_one())
-    theirs = make_job(database, TEXTS, per_chunk=1, tenant_key=other)
+def test_reserved_chunk_counts_for_the_share_of_its_tenant(database: Database, reserved: Claim, other_tenant: int) -> None:
+    theirs = make_job(database, TEXTS, per_chunk=1, tenant_key=other_tenant)
     bob = make_worker(database, "bob")
     # Two of the other tenant's are held by ada, of whom the second does not run.
     order = [found.job_key for found in (take(database, bob) for _ in range(2)) if found]
@@ -671,6 +673,24 @@ def test_chunks_of_one_job_tell_nothing_about_those_of_another(hasty: Bench, mon
     note_begins(hasty, monkeypatch, note)
     hasty.runner.work()
     assert noted[:2] == [["running", "queued", "queued", "queued"], ["done", "running", "reserved", "queued"]]
+
+
+def test_short_chunk_does_not_begin_with_one_of_another_job_behind_it(
+    hasty: Bench, monkeypatch: pytest.MonkeyPatch, other_tenant: int
+) -> None:
+    theirs: list[int] = []
+    noted: list[tuple[str, list[str]]] = []
+
+    def note(_: Claim) -> None:
+        noted.append((held(hasty.database, mine)[2][0], [state for job in theirs for state, _ in held(hasty.database, job)]))
+        if len(noted) == 2:
+            theirs.append(make_job(hasty.database, TEXTS, per_chunk=2, tenant_key=other_tenant))
+
+    mine = make_job(hasty.database, MANY, per_chunk=2)
+    note_begins(hasty, monkeypatch, note)
+    hasty.runner.work()
+    # Theirs come first, since their tenant has nothing, but the third of ours had been reserved by then.
+    assert noted[1:4] == [("reserved", []), ("running", ["queued"] * 4), ("done", ["running", *["queued"] * 3])]
 
 
 def test_nothing_is_reserved_behind_the_successor_of_a_chunk_that_failed(hasty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
