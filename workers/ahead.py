@@ -24,7 +24,7 @@ from workers.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
-# A chunk that is reserved behind one that should be short is renewed for so long: if that one lasts, others may have it.
+# A chunk that is reserved behind one that should be short is held for so long: if that one lasts, others may have it.
 EXPECTED_S = 5.0
 
 
@@ -61,6 +61,7 @@ class Ahead:
         self.is_unsure = False
         self._reserved: Claim | None = None
         self._lost: Callable[[], None] = _do_nothing
+        self._until = math.inf
         self._short_job: int | None = None
         self.somebody_idles = False
 
@@ -94,8 +95,8 @@ class Ahead:
 
     @property
     def is_held(self) -> bool:
-        """True when a chunk is reserved."""
-        return self._reserved is not None
+        """True when a chunk is reserved, and not only because another one was to be short that now lasts."""
+        return self._reserved is not None and time.monotonic() < self._until
 
     def expect_short(self, ended: Claim) -> None:
         """Let the next chunk of this one's job, if it comes next, begin with one reserved behind it."""
@@ -165,10 +166,12 @@ class Ahead:
         live = worker_rows.live(connection, within_s=live_within_s(self.settings))
         self.somebody_idles = any(row.state == "idle" for row in live)
         claimant = replace(self.claimant, resident=self.resident())
-        return found, ahead.claim_behind(connection, claimant, found, live, lease_s=self.settings.lease_s)
+        # A lease of its own: the first renewal may be due later.
+        lease_s = min(self.settings.lease_s, EXPECTED_S)
+        return found, ahead.claim_behind(connection, claimant, found, live, lease_s=lease_s)
 
     def _keep(self, found: Claim, lost: Callable[[], None], *, until: float = math.inf) -> None:
-        self._reserved, self._lost = found, lost
+        self._reserved, self._lost, self._until = found, lost, until
         self.heartbeat.keep(found, until=until)
         log.info("chunk_reserved", job_id=found.job_id, chunk=found.chunk_key, epoch=found.epoch)
 

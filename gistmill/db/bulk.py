@@ -142,8 +142,8 @@ def insert_returning(
 ) -> list[tuple[Any, ...]]:
     """Insert rows of driver values, with the database's time in `stamp`; return these columns of the rows really written.
 
-    What is `fixed` is the same in all of them, and travels once: half the columns of 1,024 results so took PostgreSQL 5.9
-    instead of 7.2 ms.
+    What is `fixed` is the same in all of them, and travels once to PostgreSQL: with half the columns of 1,024 results fixed it
+    took 5.9 instead of 7.2 ms.
 
     Rows that `seem_new` have been looked for, or nobody else should insert them. PostgreSQL tries many of them without ON
     CONFLICT first, which takes 6 microseconds for a dialogue instead of 11, and with it when one is there after all. A try
@@ -209,13 +209,12 @@ def _as_source(
 ) -> tuple[str, tuple[Any, ...]]:
     """Return what an INSERT takes its rows from, each behind what is fixed and followed by `now`, and the values for it."""
     if connection.dialect.name == "sqlite":
-        # A place without a number gets the one behind the largest so far.
-        places = [*(f"?{number}" for number in range(1, len(fixed) + 1)), *"?" * len(columns)]
-        row_of_places = f"({', '.join(places)}{now})"
-        values = (*fixed.values(), *(value for row in rows for value in row))
-        return f"VALUES {', '.join([row_of_places] * len(rows))}", values
-    alike = "".join(f"CAST(%s AS {_type_of(connection, column)}), " for column in fixed)
-    source = f"SELECT {alike}{_from_json(connection, columns)}{now} FROM jsonb_array_elements(%s) v"
+        # Places with numbers would hold what is fixed once, but Python 3.12.0 to 3.12.3 warn of them.
+        places = f"({', '.join('?' * (len(fixed) + len(columns)))}{now})"
+        alike = tuple(fixed.values())
+        return f"VALUES {', '.join([places] * len(rows))}", tuple(value for row in rows for value in (*alike, *row))
+    first = "".join(f"CAST(%s AS {_type_of(connection, column)}), " for column in fixed)
+    source = f"SELECT {first}{_from_json(connection, columns)}{now} FROM jsonb_array_elements(%s) v"
     return source, (*fixed.values(), to_json(rows).decode())
 
 

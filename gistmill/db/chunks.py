@@ -2,7 +2,8 @@
 
 Lock order, here and everywhere: chunks by key, generations by key, the job, its results, workers, and when the job ends, those
 that need it by key. A transaction that would leave a queued chunk under a job that ended looks at the job after it has locked
-the chunk, and closes the chunk instead.
+the chunk, and closes the chunk instead. Where a chunk begins with one reserved behind it, that one is locked after the job,
+but only if nobody holds it: such a transaction waits for no chunk while it has the job (ahead.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations_with_replacement
 
@@ -47,6 +47,7 @@ class Table:
     held: Claim
     reserved: Claim | None
     claims: list[Claim]
+    behind: list[Claim] = field(default_factory=list)
     number: int = 0
 
     def transact(self, work: Callable[[Connection], object]) -> None:
@@ -85,6 +86,20 @@ class Table:
         if self.reserved is not None and self.database.transact(partial(ahead.begin, claim=self.reserved, lease_s=30.0)):
             self.claims.append(self.reserved)
 
+    def begin_with_next(self) -> None:
+        """Its turn comes, and the one behind it is reserved in the same transaction."""
+
+        def both(connection: Connection, reserved: Claim) -> tuple[bool, Claim | None]:
+            if not ahead.begin(connection, reserved, lease_s=30.0):
+                return False, None
+            claimant = Claimant(reserved.worker, ("summarize",), 10**12, SPEC_VERSION)
+            return True, ahead.claim_behind(connection, claimant, reserved, [], lease_s=30.0)
+
+        if self.reserved is not None:
+            has_begun, behind = self.database.transact(partial(both, reserved=self.reserved))
+            self.claims += [self.reserved] if has_begun else []
+            self.behind += [] if behind is None else [behind]
+
     def give_back(self) -> None:
         """Its owner gives it back."""
         if self.reserved is not None:
@@ -113,7 +128,7 @@ class Table:
 
 CONTROLS = (Table.cancel, Table.pause, Table.resume, Table.retry)
 MOVES = (Table.claim, Table.finish, Table.release, Table.fail, Table.reap, Table.sweep)
-AHEAD = (Table.claim_ahead, Table.begin, Table.give_back)
+AHEAD = (Table.claim_ahead, Table.begin, Table.begin_with_next, Table.give_back)
 PAIRS = [*combinations_with_replacement(CONTROLS, 2), *((control, move) for control in CONTROLS for move in (*MOVES, *AHEAD))]
 PAIRS += [(move, other) for move in AHEAD for other in (Table.claim, Table.reap, *AHEAD)]
 
@@ -168,6 +183,8 @@ def race(*steps: Callable[[], None]) -> None:
 def bring_to_an_end(table: Table) -> None:
     """Do what workers, sweeps and users would do next, until nothing is missing."""
     table.give_back()
+    for behind in table.behind:
+        table.transact(partial(ahead.give_back, claim=behind))
     table.transact(partial(chunk_rows.release_owned, worker=f"ahead-{table.job}"))
     for claim in table.claims:
         with suppress(LeaseLost):

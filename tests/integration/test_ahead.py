@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from gistmill import control
 from gistmill.db import ahead, crashes
@@ -19,6 +19,7 @@ from gistmill.db.check import check
 from gistmill.db.chunks import Budgets
 from gistmill.db.claim import Claim, Claimant, candidates
 from gistmill.db.clock import db_now
+from gistmill.db.pending import Unit
 from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs, tenants, workers
 from gistmill.errors import ChunkFailed, LeaseLost, StoreUnavailable
@@ -725,6 +726,39 @@ def test_first_page_behind_a_short_chunk_is_read_while_it_runs(hasty: Bench) -> 
     hasty.runner.work()
     assert read == ["MainTh"] * 8 + ["reader"] * 4 + ["MainTh"] * 4
     assert job_row(hasty.database, job)["succeeded"] == 16
+
+
+def test_first_page_behind_a_short_chunk_of_summaries_that_exist_is_looked_up_while_it_runs(
+    hasty: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pages.load_pending
+    looked: list[tuple[str, int]] = []
+
+    def load_pending(connection: Connection, claim: Claim, **asked: Any) -> list[Unit]:
+        looked.append((threading.current_thread().name[:6], claim.first_rank))
+        return real(connection, claim, **asked)
+
+    make_job(hasty.database, MANY, per_chunk=4)
+    hasty.runner.work()
+    monkeypatch.setattr(pages, "load_pending", load_pending)
+    again = make_job(hasty.database, MANY, per_chunk=4)
+    hasty.runner.work()
+    assert looked == [("MainTh", 0), ("MainTh", 4), ("reader", 8), ("MainTh", 12)]
+    row = job_row(hasty.database, again)
+    assert (row["state"], row["shared"], row["generated"]) == ("completed", 16, 0)
+
+
+def test_chunk_reserved_behind_a_short_one_has_a_lease_of_five_seconds(hasty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases: list[float] = []
+
+    def note(_: Claim) -> None:
+        found = chunk_rows_of(hasty.database, job)
+        leases.extend(row["lease_until"] - row["started_at"] for row in found if row["state"] == "reserved")
+
+    job = make_job(hasty.database, MANY, per_chunk=4)
+    note_begins(hasty, monkeypatch, note)
+    hasty.runner.work()
+    assert [round(lease, 1) for lease in leases] == [5.0]
 
 
 def test_chunk_reserved_behind_one_that_was_to_be_short_is_let_go_when_that_lasts(

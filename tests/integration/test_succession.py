@@ -192,6 +192,22 @@ def test_chunk_that_was_lost_before_its_turn_is_left_to_its_new_owner(
     assert check(succeeding.database) == []
 
 
+def test_rows_of_a_chunk_that_others_may_have_do_not_join_the_stream(
+    succeeding: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summarize, "SHORT_S", 60.0)
+    monkeypatch.setattr("workers.ahead.EXPECTED_S", 0.0)
+    engine = use(succeeding, Lanes(succeeding, wait_s=0.3))
+    job = make_job(succeeding.database, TEXTS, per_chunk=PER_CHUNK)
+    succeeding.runner.work()
+    # The second chunk was claimed ahead, the third one reserved as the second began, for no time at all.
+    begun_before_end = dict(engine.ended)
+    assert any(number // PER_CHUNK == 1 for number in begun_before_end[3])
+    assert {number // PER_CHUNK for number in begun_before_end[7]} == {0, 1}
+    assert job_row(succeeding.database, job)["succeeded"] == 16
+    assert check(succeeding.database) == []
+
+
 def test_drain_ends_the_stream_and_gives_both_chunks_back(succeeding: Bench) -> None:
     class Stuck(Lanes):
         def has_begun_behind(self, number: int) -> bool:

@@ -26,11 +26,12 @@ class Outlook:
     """Lets the reader ask for the next chunk, once, when this one has less than `AHEAD_S` of work left.
 
     The time left is that of the rows left at the speed of the rows so far. In a chunk of little work nobody is asked, unless
-    the next one `is_reserved` already: then at once, so that its pages are looked up while this chunk is made and recorded.
+    the next one `is_reserved` already: then as soon as the reader is through with the pages of this one, so that those of that
+    one are looked up while this one is made and recorded.
     On leaving its block the reader asks no more.
     """
 
-    def __init__(self, ask: Callable[[Engine], None] | None, *, is_reserved: bool, reader: Executor) -> None:
+    def __init__(self, ask: Callable[[Engine | None], None] | None, *, is_reserved: bool, reader: Executor) -> None:
         self._ask = ask
         self._is_reserved = is_reserved
         self._reader = reader
@@ -63,13 +64,14 @@ class Outlook:
         come first.
         """
         self._began_at = self._began_at or time.monotonic()
-        self._ask_if_due(count_left(), engine)
+        self.look(count_left(), engine)
         for outcomes in batches:
             self._done += len(outcomes)
-            self._ask_if_due(count_left(), engine)
+            self.look(count_left(), engine)
             yield outcomes
 
-    def _ask_if_due(self, left: int | None, engine: Engine) -> None:
+    def look(self, left: int | None, engine: Engine | None = None) -> None:
+        """Ask if it is time, with so many rows still to be made; `left` is None while pages of this chunk are to be read."""
         if self._ask is None or self._asked is not None:
             return
         if self._is_little(left) or (self._is_reserved and left is not None):

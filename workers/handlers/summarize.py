@@ -53,7 +53,7 @@ class Successor(Protocol):
 
     @property
     def is_held(self) -> bool:
-        """True when it is reserved."""
+        """True when it is reserved and nobody else may have it."""
         ...
 
     def claim(self, running: Claim, lost: Callable[[], None]) -> Claim | None:
@@ -142,6 +142,7 @@ class SummarizeHandler:
                 self._generate(chunk, feed, page)
             else:
                 chunk.pages.begin(page.next_rank, None)
+                chunk.outlook.look(feed.count_left())
             if chunk.should_stop():
                 return None
             # Behind a stream there is none any more, unless its engine takes one page at a time; or it is the reader's error.
@@ -190,7 +191,10 @@ class SummarizeHandler:
 
     def _follow(self, chunk: _Chunk, feed: Feed, engine: Engine) -> tuple[Feed, list[Row]] | list[Row] | None:
         """Let the chunk that was claimed ahead go into the engine behind this one; see `streaming.Follow`."""
-        return [] if chunk.outlook.is_open else self._succession.follow(chunk.claim, feed, engine)
+        if chunk.outlook.is_open:
+            return []
+        is_held = self.successor is not None and self.successor.is_held
+        return self._succession.follow(chunk.claim, feed, engine) if is_held else None
 
     def _take_turn(self, chunk: _Chunk) -> Stream | None:
         """Return the stream that has begun with this chunk, if there is one; it goes on with the chunk."""
@@ -209,13 +213,13 @@ class SummarizeHandler:
         is_reserved = self.successor is not None and self.successor.is_held
         return Outlook(self._asking_ahead(claim, spec, lease), is_reserved=is_reserved, reader=self._reader)
 
-    def _asking_ahead(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Callable[[Engine], None] | None:
+    def _asking_ahead(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Callable[[Engine | None], None] | None:
         """Return what claims the chunk after this one and begins to look at it, in the reader's thread."""
         successor = self.successor
         if successor is None:
             return None
 
-        def ask(engine: Engine) -> None:
+        def ask(engine: Engine | None) -> None:
             found = None if lease.reason() is not None else successor.claim(claim, self._succession.give_up)
             if found is not None:
                 asked = SummarizeSpec.model_validate(found.spec)
