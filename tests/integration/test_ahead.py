@@ -773,7 +773,7 @@ def test_chunk_reserved_behind_one_that_was_to_be_short_is_let_go_when_that_last
             return super()._forward(*args)
 
     lasted: list[bool] = []
-    monkeypatch.setattr("workers.ahead.EXPECTED_S", 0.2)
+    monkeypatch.setattr("workers.ahead.EXPECTED_S", 0.6)
     set_lease(hasty, 1.0)
     hasty.engine = lambda: Lasting(max_rows=1)
     job = make_job(hasty.database, MANY, per_chunk=4)
