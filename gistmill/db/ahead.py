@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Float, Row, Select, Update, and_, bindparam, 
 
 from gistmill.db import workers as worker_rows
 from gistmill.db.chunks import queue_again, release
-from gistmill.db.claim import Claim, Claimant, candidates, fits, mark_running, may_run, note_running, take
+from gistmill.db.claim import Claim, Claimant, candidates, fits, mark_running, may_run, note_running, take, take_of_marked
 from gistmill.db.clock import db_now
 from gistmill.db.fence import is_named, is_of, names_of
 from gistmill.db.references import ADAPTER
@@ -52,7 +52,7 @@ def claim_behind(
     first = _first(connection, claimant, running, live)
     if first is None or first.key != running.job_key:
         return None
-    return take(connection, first, claimant.worker, lease_s=lease_s, state=ChunkState.RESERVED)
+    return take_of_marked(connection, first, claimant.worker, lease_s=lease_s, state=ChunkState.RESERVED)
 
 
 def begin(connection: Connection, claim: Claim, *, lease_s: float) -> bool:

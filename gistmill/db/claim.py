@@ -106,14 +106,18 @@ def take(
     Raises:
         Changed: the job may not run any more.
     """
-    values = {"of_job": job.key, "new_owner": worker, "for_s": lease_s}
-    chunk = connection.execute(_taking(state), values).one_or_none()
-    if chunk is None:
-        return None
-    if not mark_running(connection, job.key):
+    taken = take_of_marked(connection, job, worker, lease_s=lease_s, state=state)
+    if taken is not None and not mark_running(connection, job.key):
         # It was paused or ended meanwhile, which is rare: a savepoint would cost every claim two journeys to the server.
         raise Changed
-    return _make_claim(chunk, job, worker)
+    return taken
+
+
+def take_of_marked(connection: Connection, job: Row[Any], worker: str, *, lease_s: float, state: ChunkState) -> Claim | None:
+    """Do as `take` does, for a job that this transaction has marked as running."""
+    values = {"of_job": job.key, "new_owner": worker, "for_s": lease_s}
+    chunk = connection.execute(_taking(state), values).one_or_none()
+    return None if chunk is None else _make_claim(chunk, job, worker)
 
 
 def candidates(connection: Connection, claimant: Claimant) -> Sequence[Row[Any]]:
