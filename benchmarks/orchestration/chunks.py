@@ -19,12 +19,13 @@ SCALED_TO = 16
 SLOW_ROW_S = 0.1
 SLOW_ROWS_PER_WORKER = 320
 LONG_CHUNK_S = 5.0
-LONG_CHUNK_ROWS = 256
+# What a chunk of a job at unknown speed holds: at the speed of the bulk it would hold a share of the job, four times as much.
+LONG_CHUNK_ROWS = DIALOGUES_AT_UNKNOWN_SPEED
 # Fifteen for each worker: in the first ones it, its connections and the database's plans are still cold.
 LONG_CHUNKS = 30
 # Few enough that a job at unknown speed has chunks of the least size, and nobody has measured these parameters.
 SMALL_CHUNKS = 100
-UNMEASURED = GenerationParameters(max_new_tokens=64)
+UNMEASURED_SMALL, UNMEASURED_LONG = GenerationParameters(max_new_tokens=64), GenerationParameters(max_new_tokens=96)
 USUAL = GenerationParameters()
 
 
@@ -48,16 +49,23 @@ def summarize_overhead(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def measure_small_chunks(stack: Stack, directory: Path) -> dict[str, Any]:
     """Return the overhead of chunks as small as a first job has them, on two workers, when an engine takes no time."""
     stack.start_workers(WORKERS)
-    _run(stack, directory, DIALOGUES_AT_UNKNOWN_SPEED * SMALL_CHUNKS, seed=6, generation=UNMEASURED)
+    _run(stack, directory, DIALOGUES_AT_UNKNOWN_SPEED * SMALL_CHUNKS, seed=6, generation=UNMEASURED_SMALL)
     return summarize_overhead(stack.stop_workers())
 
 
 def measure_long_chunks(stack: Stack, directory: Path) -> dict[str, Any]:
-    """Return the overhead of chunks of five seconds on two workers."""
+    """Return the overhead of chunks of five seconds on two workers.
+
+    Raises:
+        RuntimeError: the chunks were not of five seconds.
+    """
     rows = LONG_CHUNK_ROWS * LONG_CHUNKS
     stack.start_workers(WORKERS, seconds_per_row=LONG_CHUNK_S / LONG_CHUNK_ROWS)
-    _run(stack, directory, rows, seed=5)
-    return summarize_overhead(stack.stop_workers())
+    _run(stack, directory, rows, seed=5, generation=UNMEASURED_LONG)
+    found = summarize_overhead(stack.stop_workers())
+    if found["rows_per_chunk"] != LONG_CHUNK_ROWS:
+        raise RuntimeError(f"The chunks held {found['rows_per_chunk']:.0f} rows and took {found['chunk_s']:.1f} s.")
+    return found
 
 
 def measure_scaling(stack: Stack, directory: Path) -> dict[str, Any]:

@@ -95,7 +95,11 @@ def _figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
             )
             for what, found in (("the bulk", usual), ("a small first job", small))
         ),
-        ("overhead of a 5 s chunk, median ms and share", f"{long['overhead_median_ms']}, {100 * long['overhead_share']:.2f} %"),
+        (
+            "overhead of a 5 s chunk, median and p95, ms, and share; how long it took, s; chunks",
+            f"{long['overhead_median_ms']}, {long['overhead_p95_ms']}, {100 * long['overhead_share']:.2f} %; "
+            f"{long['chunk_s']:.2f}; {long['chunks']}",
+        ),
         ("GET /v1/jobs/ID early and late, median ms", f"{progress['early_ms']}, {progress['late_ms']}"),
         ("export of all results, s", f"{export['seconds']} ({export['rows_per_s']:,} rows/s)"),
         ("rise during the export: api, client, MiB", f"{export['api_rise_mib']}, {export['client_rise_mib']}"),
