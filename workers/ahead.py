@@ -66,7 +66,7 @@ class Ahead:
         self.somebody_idles = False
 
     def claim(self, running: Claim, lost: Callable[[], None]) -> Claim | None:
-        """Reserve the chunk that comes after the running one, or None when none may be reserved.
+        """Return the chunk that comes after the running one, reserved now if it was not before, or None when none may be.
 
         `lost` is called, by the runner's thread, when it is not to run after all.
         """
