@@ -75,7 +75,7 @@ class Ahead:
             return self._reserved
         asking = partial(
             ahead.claim_ahead,
-            claimant=replace(self.claimant, resident=self.resident()),
+            claimant=self._who_asks(),
             running=running,
             lease_s=self.settings.lease_s,
             live_within_s=live_within_s(self.settings),
@@ -165,10 +165,12 @@ class Ahead:
             return found, None
         live = worker_rows.live(connection, within_s=live_within_s(self.settings))
         self.somebody_idles = any(row.state == "idle" for row in live)
-        claimant = replace(self.claimant, resident=self.resident())
         # A lease of its own: the first renewal may be due later.
         lease_s = min(self.settings.lease_s, EXPECTED_S)
-        return found, ahead.claim_behind(connection, claimant, found, live, lease_s=lease_s)
+        return found, ahead.claim_behind(connection, self._who_asks(), found, live, lease_s=lease_s)
+
+    def _who_asks(self) -> Claimant:
+        return replace(self.claimant, resident=self.resident())
 
     def _keep(self, found: Claim, lost: Callable[[], None], *, until: float = math.inf) -> None:
         self._reserved, self._lost, self._until = found, lost, until

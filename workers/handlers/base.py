@@ -45,8 +45,8 @@ class Done(NamedTuple):
     """What a handler says of a chunk that it is through with.
 
     `ended` is how many items ended by this run, as the database answered; None where nobody counts them. `last_words` is what
-    is to be written last in the transaction that finishes the chunk. `was_short` lets the
-    next one of its job be expected to be over as soon, too soon for anything to be claimed beside it.
+    is to be written last in the transaction that finishes the chunk. `was_short` lets the next one of its job be expected to be
+    over as soon, too soon for anything to be claimed beside it.
     """
 
     ended: int | None = None

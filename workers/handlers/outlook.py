@@ -27,8 +27,7 @@ class Outlook:
 
     The time left is that of the rows left at the speed of the rows so far. In a chunk of little work nobody is asked, unless
     the next one `is_reserved` already: then as soon as the reader is through with the pages of this one, so that those of that
-    one are looked up while this one is made and recorded.
-    On leaving its block the reader asks no more.
+    one are looked up while this one is made and recorded. On leaving its block the reader asks no more.
     """
 
     def __init__(self, ask: Callable[[Engine | None], None] | None, *, is_reserved: bool, reader: Executor) -> None:

@@ -193,8 +193,7 @@ class SummarizeHandler:
         """Let the chunk that was claimed ahead go into the engine behind this one; see `streaming.Follow`."""
         if chunk.outlook.is_open:
             return []
-        is_held = self.successor is not None and self.successor.is_held
-        return self._succession.follow(chunk.claim, feed, engine) if is_held else None
+        return self._succession.follow(chunk.claim, feed, engine) if self._is_next_held() else None
 
     def _take_turn(self, chunk: _Chunk) -> Stream | None:
         """Return the stream that has begun with this chunk, if there is one; it goes on with the chunk."""
@@ -210,8 +209,10 @@ class SummarizeHandler:
         return Pages(self.database, claim, spec, find_template=find_template, reader=self._reader, keys=self._keys)
 
     def _look_out(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Outlook:
-        is_reserved = self.successor is not None and self.successor.is_held
-        return Outlook(self._asking_ahead(claim, spec, lease), is_reserved=is_reserved, reader=self._reader)
+        return Outlook(self._asking_ahead(claim, spec, lease), is_reserved=self._is_next_held(), reader=self._reader)
+
+    def _is_next_held(self) -> bool:
+        return self.successor is not None and self.successor.is_held
 
     def _asking_ahead(self, claim: Claim, spec: SummarizeSpec, lease: Lease) -> Callable[[Engine | None], None] | None:
         """Return what claims the chunk after this one and begins to look at it, in the reader's thread."""
