@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, require_directory, say, write_json
-from gistmill.cli.submitting import DefaultGroup, labels_of, leave, split_names, stay_up
+from gistmill.cli.output import EXIT_FAILED_ITEMS, advise, require_directory, say, write_json
+from gistmill.cli.submitting import DefaultGroup, interruptible, labels_of, split_names, stay_up
 from gistmill.errors import NothingToScore
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def evaluate(
     if predictions is not None and data is not None:
         raise typer.BadParameter("beside --predictions the data is named by --data", param_hint="DATA")
     source = sys.stdin.buffer if data == "-" else data or beside
-    with Client() as client:
+    with Client() as client, interruptible(client) as accepted:
         comparison = client.evaluate(
             source,
             models=[*split_names(models), *(_system(text) for text in system or ())],
@@ -122,6 +122,7 @@ def evaluate(
             limit=limit,
             **spec,
         )
+        accepted(comparison)
         _finish(client, comparison, output, detach=detach, as_json=as_json)
 
 
@@ -146,10 +147,12 @@ def rescore(
 
     _check_output(output)
     changes = {"baseline": baseline, **_scoring(metrics, references, stemming, resamples, seed)}
-    with Client() as client:
+    with Client() as client, interruptible(client) as accepted:
         earlier = client.comparison(evaluation)
         wanted = {name: value for name, value in changes.items() if value is not None}
-        _finish(client, earlier.rescore(also=also or (), **wanted), output, detach=detach, as_json=as_json)
+        comparison = earlier.rescore(also=also or (), **wanted)
+        accepted(comparison)
+        _finish(client, comparison, output, detach=detach, as_json=as_json)
 
 
 def _check_output(output: Path | None) -> None:
@@ -198,12 +201,8 @@ def _finish(client: Client, comparison: Comparison, output: Path | None, *, deta
         print(comparison.id)
         advise(f"gistmill compare show {comparison.id}")
         return
-    try:
-        with show_progress() as show:
-            comparison.wait(on_change=show)
-    except KeyboardInterrupt:
-        leave(client, comparison.job)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with show_progress() as show:
+        comparison.wait(on_change=show)
     view = comparison.view
     if view.state != "completed":
         error = view.error or {}

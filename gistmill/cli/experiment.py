@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistmill.cli.output import EXIT_INTERRUPTED, advise, say, write_json, write_table
-from gistmill.cli.submitting import labels_of, leave, split_names, stay_up
+from gistmill.cli.output import advise, say, write_json, write_table
+from gistmill.cli.submitting import interruptible, labels_of, split_names, stay_up
 
 if TYPE_CHECKING:
-    from gistmill.client import Client
     from gistmill.client.experiment import Experiment
 
 DATA, SETTINGS = "Data", "Settings of the jobs"
@@ -102,9 +101,10 @@ def notebook(
         "priority": priority,
         "labels": labels_of(label or ()),
     }
-    with Client() as client:
+    with Client() as client, interruptible(client) as accepted:
         source = sys.stdin.buffer if data == "-" else data
         experiment = client.experiment("notebook", source, test=test, columns=column or (), **spec)
+        accepted(experiment)
         say(f"submitted {experiment.id}: {len(experiment.steps)} steps")
         for warning in experiment.view.warnings:
             say(f"warning: {warning}")
@@ -113,7 +113,7 @@ def notebook(
             print(experiment.id)
             advise(f"gistmill experiment watch {experiment.id}")
             return
-        follow(client, experiment, output, as_json=as_json)
+        follow(experiment, output, as_json=as_json)
 
 
 @app.command("list")
@@ -167,7 +167,9 @@ def watch(experiment: Id, output: Output = None, as_json: AsJson = False) -> Non
     from gistmill.client import Client
 
     with Client() as client:
-        follow(client, client.get_experiment(experiment), output, as_json=as_json)
+        watched = client.get_experiment(experiment)
+        with interruptible(client, watched):
+            follow(watched, output, as_json=as_json)
 
 
 @app.command()
@@ -180,16 +182,12 @@ def report(experiment: Id, output: Output = None) -> None:
     _write(text, output)
 
 
-def follow(client: Client, experiment: Experiment, output: Path | None, *, as_json: bool) -> None:
+def follow(experiment: Experiment, output: Path | None, *, as_json: bool) -> None:
     """Show the steps until the experiment ends, then the report, or what to take up again."""
     from gistmill.cli.steps import say_why, show_steps
 
-    try:
-        with show_steps(live=True) as show:
-            experiment.wait(on_change=show)
-    except KeyboardInterrupt:
-        leave(client, experiment.job)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with show_steps(live=True) as show:
+        experiment.wait(on_change=show)
     if as_json:
         write_json(experiment.view.model_dump(mode="json"))
     if experiment.state != "completed":

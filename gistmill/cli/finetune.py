@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistmill.cli.output import EXIT_INTERRUPTED, advise, say, write_json
-from gistmill.cli.submitting import labels_of, leave, stay_up
+from gistmill.cli.output import advise, say, write_json
+from gistmill.cli.submitting import interruptible, labels_of, stay_up
 
 if TYPE_CHECKING:
-    from gistmill.client import Client, Job
+    from gistmill.client import Job
 
 LORA, TRAINING, EVALUATION = "LoRA", "Training", "Evaluation"
 
@@ -93,9 +93,10 @@ def finetune(
         "priority": priority,
         "labels": labels_of(label or ()),
     }
-    with Client() as client:
+    with Client() as client, interruptible(client) as accepted:
         source = sys.stdin.buffer if data == "-" else data
         job = client.finetune(source, validation=validation, columns=column or (), **spec)
+        accepted(job)
         say(f"submitted {job.id}")
         for warning in job.view.warnings:
             say(f"warning: {warning}")
@@ -104,19 +105,15 @@ def finetune(
             print(job.id)
             advise(f"gistmill jobs watch {job.id}")
             return
-        _finish(client, job, watch=watch, as_json=as_json)
+        _finish(job, watch=watch, as_json=as_json)
 
 
-def _finish(client: Client, job: Job, *, watch: bool, as_json: bool) -> None:
+def _finish(job: Job, *, watch: bool, as_json: bool) -> None:
     """Wait for the model and say what came of it."""
     from gistmill.training_progress import show_training
 
-    try:
-        with show_training(live=watch) as show:
-            job.wait(on_change=show)
-    except KeyboardInterrupt:
-        leave(client, job)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with show_training(live=watch) as show:
+        job.wait(on_change=show)
     if as_json:
         write_json(job.view.model_dump(mode="json"))
     if job.view.error:

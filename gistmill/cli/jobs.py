@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, say, write_json, write_views
+from gistmill.cli.output import EXIT_FAILED_ITEMS, advise, say, write_json, write_views
+from gistmill.cli.submitting import interruptible
 
 if TYPE_CHECKING:
     from gistmill.client import Job
@@ -58,25 +59,29 @@ def watch(job: JobId, as_json: Json = False) -> None:
     with Client() as client:
         watched = client.job(job)
         if watched.view.kind == "experiment":
-            follow(client, client.get_experiment(job), None, as_json=as_json)
+            experiment = client.get_experiment(job)
+            with interruptible(client, experiment):
+                follow(experiment, None, as_json=as_json)
             return
-        try:
+        with interruptible(client, watched):
             _follow(watched)
-        except KeyboardInterrupt:
-            say(f"left; the job {job} is {watched.state}")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        counts = watched.counts
-        if as_json:
-            write_json(watched.view.model_dump(mode="json"))
-        if watched.view.kind == "finetune":
-            say(f"{watched.state}: {watched.view.produced or 'no model was made'}")
-            raise typer.Exit(0 if watched.state == "completed" else 1)
-        say(f"{watched.state}: {counts.succeeded} succeeded, {counts.failed} failed, {counts.not_run} not run")
-        advise(f"gistmill jobs results {job} -o summaries.jsonl")
-        if watched.state != "completed":
-            raise typer.Exit(1)
-        if counts.failed:
-            raise typer.Exit(EXIT_FAILED_ITEMS)
+            _close(watched, as_json=as_json)
+
+
+def _close(job: Job, *, as_json: bool) -> None:
+    """Say how the job has ended, and end with the status that it deserves."""
+    counts = job.counts
+    if as_json:
+        write_json(job.view.model_dump(mode="json"))
+    if job.view.kind == "finetune":
+        say(f"{job.state}: {job.view.produced or 'no model was made'}")
+        raise typer.Exit(0 if job.state == "completed" else 1)
+    say(f"{job.state}: {counts.succeeded} succeeded, {counts.failed} failed, {counts.not_run} not run")
+    advise(f"gistmill jobs results {job.id} -o summaries.jsonl")
+    if job.state != "completed":
+        raise typer.Exit(1)
+    if counts.failed:
+        raise typer.Exit(EXIT_FAILED_ITEMS)
 
 
 def _follow(job: Job) -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 from typer.core import TyperGroup
 
-from gistmill.cli.output import say
+from gistmill.cli.output import EXIT_INTERRUPTED, say
+from gistmill.states import JobState
 
 if TYPE_CHECKING:
-    from gistmill.client import Client, Job
+    from gistmill.client import Client
+
+
+class Watched(Protocol):
+    """What a command waits for: a job, a comparison or an experiment."""
+
+    @property
+    def id(self) -> str:
+        """The id of its job."""
+
+    @property
+    def state(self) -> str:
+        """The state of its job when it was last read."""
 
 
 class DefaultGroup(TyperGroup):
@@ -45,9 +59,28 @@ def stay_up(client: Client) -> None:
             say("the stack runs on; stop it with: gistmill down")
 
 
-def leave(client: Client, job: Job) -> None:
+@contextmanager
+def interruptible(client: Client, watched: Watched | None = None) -> Iterator[Callable[[Watched], None]]:
+    """Say on Ctrl-C, whenever it comes, what becomes of the job that is watched, or submitted within.
+
+    Gives the function to call with the job once it was accepted.
+    """
+    accepted = [] if watched is None else [watched]
+    try:
+        yield accepted.append
+    except KeyboardInterrupt:
+        if accepted:
+            leave(client, accepted[0])
+        else:
+            say("interrupted while submitting; whether the job was accepted says: gistmill jobs list")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def leave(client: Client, job: Watched) -> None:
     """Say what becomes of a job whose watcher leaves."""
-    if client.stack is not None and client.stack.is_private:
+    if JobState(job.state).is_final:
+        say(f"interrupted; the job {job.id} is {job.state}")
+    elif client.stack is not None and client.stack.is_private and not client.stack.is_kept:
         say(f"stopping; the job {job.id} resumes when gistmill starts here again, for example: gistmill jobs watch {job.id}")
     else:
         say(f"detached; the job {job.id} runs on. Follow it with: gistmill jobs watch {job.id}")

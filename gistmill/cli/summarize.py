@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gistmill.cli.estimate import write_estimate
-from gistmill.cli.output import EXIT_FAILED_ITEMS, EXIT_INTERRUPTED, advise, say, write_json
-from gistmill.cli.submitting import labels_of, leave, stay_up
+from gistmill.cli.output import EXIT_FAILED_ITEMS, advise, say, write_json
+from gistmill.cli.submitting import interruptible, labels_of, stay_up
 
 if TYPE_CHECKING:
     from gistmill.client import Client, Job
@@ -72,16 +72,14 @@ def summarize(
         if dry_run:
             write_estimate(client.estimate(source, columns=column or (), generation=generation, **spec), as_json=as_json)
             return
-        try:
+        with interruptible(client) as accepted:
             job = client.summarize(source, columns=column or (), generation=generation, **spec)
-        except KeyboardInterrupt:
-            say("interrupted while submitting; whether the job was accepted says: gistmill jobs list")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        say(f"submitted {job.id}: {job.counts.items} items, {job.counts.distinct} distinct dialogues")
-        if detach:
-            _detach(client, job, as_json=as_json)
-            return
-        _finish(client, job, output, as_json=as_json)
+            accepted(job)
+            say(f"submitted {job.id}: {job.counts.items} items, {job.counts.distinct} distinct dialogues")
+            if detach:
+                _detach(client, job, as_json=as_json)
+                return
+            _finish(job, output, as_json=as_json)
 
 
 def _detach(client: Client, job: Job, *, as_json: bool) -> None:
@@ -93,13 +91,9 @@ def _detach(client: Client, job: Job, *, as_json: bool) -> None:
     advise(f"gistmill jobs watch {job.id}")
 
 
-def _finish(client: Client, job: Job, output: Path | None, *, as_json: bool) -> None:
+def _finish(job: Job, output: Path | None, *, as_json: bool) -> None:
     """Wait for the job, write what it made, and end with the status that its items deserve."""
-    try:
-        job.wait(progress=True)
-    except KeyboardInterrupt:
-        leave(client, job)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    job.wait(progress=True)
     if output is not None:
         write_results(job, output)
     if as_json:

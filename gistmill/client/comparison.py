@@ -29,6 +29,11 @@ class Comparison:
         return self.view.id
 
     @property
+    def state(self) -> str:
+        """The state of the evaluate job as of the last refresh."""
+        return self.view.state
+
+    @property
     def job(self) -> Job:
         """The evaluate job, to watch or steer it."""
         return self._client.job(self.id)

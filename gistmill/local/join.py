@@ -36,8 +36,13 @@ class Stack:
             return
         descriptor, self.users_lock = self.users_lock, None
         os.close(descriptor)
-        if self.is_private and not self.places.stay.exists():
+        if self.is_private and not self.is_kept:
             _wait_for_end(self.places)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the stack runs on when its last user leaves."""
+        return self.places.stay.exists()
 
     def keep(self) -> None:
         """Let the stack run on when its last user leaves."""
