@@ -106,7 +106,7 @@ class CountingLane:
     def __init__(self, lane: Lane, count: Count) -> None:
         self._lane = lane
         self._count = count
-        self.step, self.read_done, self.forget = lane.step, lane.read_done, lane.forget
+        self.lag, self.step, self.read_done, self.forget = lane.lag, lane.step, lane.read_done, lane.forget
 
     def fit(self, needed: View, size: View) -> View:
         """Note a step that is about to run."""

@@ -9,6 +9,7 @@ from statistics import mean
 import pytest
 import torch
 
+from benchmarks.pretended import TOKENS_OUT, Device, measure, pretended
 from benchmarks.streams import measure_ways
 from gistmill.errors import DeviceOutOfMemory
 from gistmill.specs import GenerationParameters
@@ -24,6 +25,7 @@ from tests.integration.test_graph_engine import (
 from tests.integration.test_transformers_engine import RecordingEngine
 from tests.support.models import dialogues, make_tiny_t5
 from workers.engine.base import Completion, Engine, Failure, Outcome, Prompt, Row
+from workers.engine.graph.arena import Arena, Ending, Leaving
 
 TEXTS = dialogues(64, most_words=40)
 LONG = GREEDY.model_copy(update={"max_new_tokens": 120})
@@ -137,13 +139,53 @@ def test_few_short_rows_join_a_long_one_instead_of_waiting_for_its_end(flan: Pat
     assert max(view.slots for view in engine.views if view.source > 500) == 4
 
 
+@pytest.mark.parametrize("lag", [0, 3])
 @pytest.mark.parametrize("limit", [1, 64])
-def test_limits_of_one_and_of_many_tokens_hold_in_a_stream(flan: Path, limit: int) -> None:
+def test_limits_of_one_and_of_many_tokens_hold_in_a_stream(flan: Path, limit: int, lag: int) -> None:
     parameters = GenerationParameters(max_new_tokens=limit)
 
-    outcomes = flat(feed(Recording(flan), pages_of(TEXTS, 8), parameters))
+    outcomes = flat(feed(Recording(flan, lag=lag), pages_of(TEXTS, 8), parameters))
 
     assert outcomes == complete(RecordingEngine(flan), prompts_of(TEXTS), parameters)
+
+
+def test_rows_at_the_limit_leave_before_the_device_has_said_that_they_are_done(flan: Path) -> None:
+    parameters = GenerationParameters(max_new_tokens=4)
+    told_at_once, told_late = Recording(flan), Recording(flan, lag=3)
+
+    outcomes = flat(feed(told_at_once, pages_of(TEXTS, 8), parameters))
+
+    assert flat(feed(told_late, pages_of(TEXTS, 8), parameters)) == outcomes
+    assert all(isinstance(each, Completion) and each.finish_reason == "length" for each in outcomes.values())
+    assert len(told_late.views) == len(told_at_once.views)
+
+
+@pytest.mark.parametrize("limit", [1, 4, 64])
+@pytest.mark.parametrize("lag", [0, 3])
+def test_texts_are_made_when_further_steps_are_launched_or_no_row_is_in_flight(
+    flan: Path, limit: int, lag: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Recording(flan, lag=lag)
+    left_at: list[int] = []
+    read_at: list[int] = []
+    leave, read = Arena.leave, Leaving.read
+
+    def leave_noted(arena: Arena, slots: Sequence[int]) -> Leaving:
+        left_at.append(len(engine.views))
+        return leave(arena, slots)
+
+    def read_noted(leaving: Leaving) -> list[Ending]:
+        read_at.append(len(engine.views))
+        return read(leaving)
+
+    monkeypatch.setattr(Arena, "leave", leave_noted)
+    monkeypatch.setattr(Leaving, "read", read_noted)
+    outcomes = flat(feed(engine, pages_of(TEXTS, 8), GenerationParameters(max_new_tokens=limit)))
+
+    assert len(outcomes) == len(TEXTS)
+    assert len(read_at) == len(left_at) > 2
+    behind = [read - left for left, read in zip(left_at, read_at, strict=True) if left < len(engine.views) - lag]
+    assert min(behind) == max(behind) == lag + 1
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -155,7 +197,7 @@ def test_stop_in_the_middle_of_a_stream_ends_within_a_step(flan: Path, lag: int)
     steps_at_stop: list[int] = []
 
     def should_stop() -> bool:
-        if sum(map(len, seen)) >= 20:
+        if sum(map(len, seen)) >= 8:
             steps_at_stop.append(len(engine.views))
         return bool(steps_at_stop)
 
@@ -164,7 +206,7 @@ def test_stop_in_the_middle_of_a_stream_ends_within_a_step(flan: Path, lag: int)
     for batch in engine.complete(first, GREEDY, should_stop, more):
         seen.append(batch)
 
-    assert 20 <= len(flat(seen)) < len(TEXTS)
+    assert 8 <= len(flat(seen)) < len(TEXTS)
     assert flat(seen).items() <= wanted.items()
     assert steps_at_stop == [len(engine.views)]
     assert more.left, "nothing more is asked for"
@@ -256,3 +298,16 @@ def test_benchmark_runs_both_ways_on_a_cpu_and_counts_fewer_steps_of_the_stream(
     stream, alone = found["8"]["stream"], found["8"]["page_by_page"]
     assert stream["steps"] < alone["steps"]
     assert alone["rows_in_flight"] < stream["rows_in_flight"] <= stream["most_in_flight"]
+
+
+def test_host_gives_a_pretended_device_no_more_steps_than_the_rows_need_and_waits_for_it(flan: Path) -> None:
+    engine, device = Recording(flan), Device(slowness=0.2)
+
+    with pretended(engine, device, slots=16):
+        found = measure(engine, device, TEXTS, rounds=1)
+
+    assert found["complete"]["steps"] == len(TEXTS) // 16 * TOKENS_OUT
+    for way in found.values():
+        assert way["steps"] >= len(TEXTS) // 16 * TOKENS_OUT
+        assert 0 < way["busy_percent"][0] <= 100
+        assert way["rows_per_s"] <= way["device_rows_per_s"]

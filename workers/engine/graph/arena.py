@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workers.engine.graph.transfer import Download, upload
 from workers.engine.graph.weights import T5Shape
 
 
@@ -75,20 +76,33 @@ class Arena:
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Move rows to other slots, which hold none; those that they leave are done."""
-        device = self.tokens.device
-        source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
+        source, target = self._upload(sources), self._upload(targets)
         for cache in (self.self_kv, self.cross_kv):
             cache[:, :, target] = cache[:, :, source]
         for state in (self.tokens, self.steps, self.lengths, self.written, self.noise, self.is_done, self.is_bad):
             state[target] = state[source]
         self.is_done[source] = True
 
-    def leave(self, slots: Sequence[int]) -> list[Ending]:
-        """Take rows out of their slots and return how each ended. Waits for the device."""
-        out = torch.tensor(slots, device=self.tokens.device)
+    def leave(self, slots: Sequence[int]) -> Leaving:
+        """Take rows out of their slots, behind the steps that were launched by now; how each ended is on its way."""
+        out = self._upload(slots)
+        states = (self.steps[out][:, None], self.is_bad[out][:, None], self.written[out])
         self.is_done.index_fill_(0, out, True)
-        states = zip(self.written[out].tolist(), self.steps[out].tolist(), self.is_bad[out].tolist(), strict=True)
-        return [Ending(written[: step + 1], step if is_bad else None) for written, step, is_bad in states]
+        return Leaving(Download(torch.cat(states, dim=1)))
+
+    def _upload(self, slots: Sequence[int]) -> Tensor:
+        return upload(torch.tensor(slots), str(self.tokens.device))
+
+
+class Leaving:
+    """Rows that have left their slots, which others may have by now."""
+
+    def __init__(self, states: Download) -> None:
+        self._states = states
+
+    def read(self) -> list[Ending]:
+        """Wait for the steps that the rows took, and return how each ended."""
+        return [Ending(written[: step + 1], step if is_bad else None) for step, is_bad, *written in self._states.read()]
 
 
 class Ending(NamedTuple):

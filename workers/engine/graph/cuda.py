@@ -31,6 +31,8 @@ class CudaLane:
     never waits for the host.
     """
 
+    lag = LAG
+
     def __init__(self, weights: T5Weights, arena: Arena, choice: Choice) -> None:
         self._weights = weights
         self._arena = arena

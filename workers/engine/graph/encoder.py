@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.engine.graph.layers import add_product, feed_forward, normalize
+from workers.engine.graph.transfer import upload
 from workers.engine.graph.weights import T5Weights
 
 ALIGNMENT = 8
@@ -32,11 +33,6 @@ def pad_sources(sources: Sequence[Sequence[int]], *, device: str) -> tuple[Tenso
     for row, source in zip(tokens, sources, strict=True):
         row[: len(source)] = source
     return upload(torch.from_numpy(tokens), device), upload(torch.tensor([len(source) for source in sources]), device)
-
-
-def upload(tensor: Tensor, device: str) -> Tensor:
-    """Return a tensor of the host's on the device; neither of the two waits for the other."""
-    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def encode(weights: T5Weights, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ class Side(Protocol):
 
 
 class Lane(Protocol):
-    """Runs the steps of one arena with one choice of tokens."""
+    """Runs the steps of one arena with one choice of tokens. `lag` is by how many steps it reads later what is done."""
+
+    lag: int
 
     def fit(self, needed: View, size: View) -> View:
         """Return the view to run a step in: at least what is needed, at most the arena's size."""
@@ -57,13 +59,13 @@ class Lane(Protocol):
 
 
 class EagerLane:
-    """Runs steps at once, on any device. `lag` is by how many steps the reading of what is done stays behind."""
+    """Runs steps at once, on any device."""
 
     def __init__(self, weights: T5Weights, arena: Arena, choice: Choice, *, lag: int = 0) -> None:
         self._weights = weights
         self._arena = arena
         self._choice = choice
-        self._lag = lag
+        self.lag = lag
         self._unread: deque[Tensor] = deque()
 
     def fit(self, needed: View, size: View) -> View:
@@ -77,7 +79,7 @@ class EagerLane:
 
     def read_done(self) -> list[bool] | None:
         """Return which slots were done `lag` steps ago, or None when so many were not run yet."""
-        if len(self._unread) <= self._lag:
+        if len(self._unread) <= self.lag:
             return None
         done: list[bool] = self._unread.popleft().tolist()
         return done

@@ -15,11 +15,12 @@ from torch import Tensor
 from gistmill.errors import DeviceOutOfMemory, ItemError
 from gistmill.specs import GenerationParameters
 from workers.engine.base import Failure, More, Outcome, Row
-from workers.engine.graph.arena import Arena, Ending, View
+from workers.engine.graph.arena import Arena, Ending, Leaving, View
 from workers.engine.graph.desk import Desk
-from workers.engine.graph.encoder import align, encode, pad_sources, upload
+from workers.engine.graph.encoder import align, encode, pad_sources
 from workers.engine.graph.lane import Lane
 from workers.engine.graph.step import Choice
+from workers.engine.graph.transfer import upload
 from workers.engine.sampling import row_noise
 from workers.engine.transformers import FORWARD_ERRORS, blame, is_device_lost
 
@@ -36,6 +37,14 @@ class Flight(NamedTuple):
     """A row in a slot, and the number of steps that the stream had run when it joined."""
 
     row: Row
+    since: int
+
+
+class Ended(NamedTuple):
+    """Rows that have left their slots, and the number of steps that the stream had run by then."""
+
+    rows: list[Row]
+    leaving: Leaving
     since: int
 
 
@@ -79,7 +88,7 @@ class Stream:
         self._steps = 0
         # The longest source in flight, and when the first of the rows joined; None when rows have come or gone since.
         self._extent: tuple[int, int] | None = None
-        self._ended: list[tuple[Row, Ending]] = []
+        self._ended: deque[Ended] = deque()
         self._forget_limits()
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -101,7 +110,6 @@ class Stream:
                 with torch.inference_mode():
                     outcomes = self._admit() + self._step()
                     self._encode_ahead()
-                    # Text is made of the rows that left before while the device computes for those that have come.
                     outcomes += self._finish_ended()
                     self._harvest()
                 if outcomes:
@@ -347,27 +355,50 @@ class Stream:
 
     def _harvest(self) -> None:
         """Take out the rows that are done, when they are enough or the last."""
-        done = self._lane.read_done() if self._lane is not None and self._flights else None
-        if done is None:
+        if not self._flights:
             return
-        left = [slot for slot in self._flights if done[slot]]
-        if left and len(left) * LEAVE_SHARE >= len(self._flights):
+        left = self._find_at_limit()
+        if not self._are_enough(left):
+            assert self._lane is not None
+            done = self._lane.read_done()
+            if done is None:
+                return
+            at_limit = set(left)
+            left = [slot for slot in self._flights if done[slot] or slot in at_limit]
+        if self._are_enough(left):
             rows = [self._flights[slot].row for slot in left]
-            self._ended += zip(rows, self._take_out(left), strict=True)
+            self._ended.append(Ended(rows, self._take_out(left), self._steps))
+
+    def _find_at_limit(self) -> list[int]:
+        """Return the slots of rows that have run as many steps as they may write tokens: that needs no answer of the device."""
+        last = self._steps - self._parameters.max_new_tokens
+        if self._extent is None or self._extent[1] > last:
+            return []
+        return [slot for slot, flight in self._flights.items() if flight.since <= last]
+
+    def _are_enough(self, left: Sequence[int]) -> bool:
+        return bool(left) and len(left) * LEAVE_SHARE >= len(self._flights)
 
     def _finish_ended(self) -> list[Outcome]:
-        ended, self._ended = self._ended, []
-        return self._finish(ended) if ended else []
+        """Return the outcomes of rows that have left, once the device has steps to run while their texts are made."""
+        ready: list[tuple[Row, Ending]] = []
+        while self._ended and self._has_steps_behind(self._ended[0]):
+            ended = self._ended.popleft()
+            ready += zip(ended.rows, ended.leaving.read(), strict=True)
+        return self._finish(ready) if ready else []
 
-    def _take_out(self, slots: Sequence[int]) -> list[Ending]:
+    def _has_steps_behind(self, ended: Ended) -> bool:
+        return not self._flights or self._lane is None or self._steps - ended.since > self._lane.lag
+
+    def _take_out(self, slots: Sequence[int]) -> Leaving:
         assert self._arena is not None
         assert self._lane is not None
-        endings = self._arena.leave(slots)
+        leaving = self._arena.leave(slots)
         self._lane.forget()
         self._extent = None
         for slot in slots:
             del self._flights[slot]
-        return endings
+        return leaving
 
     def _send_back(self, slots: Sequence[int]) -> None:
         if slots:
