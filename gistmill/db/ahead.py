@@ -28,8 +28,8 @@ def claim_ahead(
 ) -> Claim | None:
     """Reserve the chunk that this worker would claim if it were through with the running one, or None.
 
-    Only while more chunks wait than workers live, so that nobody has nothing to do because of it; only if the chunk takes the
-    same base model in the same precision; and neither of the two has crashed: such a chunk runs alone.
+    Only while more chunks wait than other workers live, so that nobody has nothing to do because of it; only if the chunk takes
+    the same base model in the same precision; and neither of the two has crashed: such a chunk runs alone.
 
     Raises:
         Changed: its job may not run any more since it was looked at.
@@ -87,16 +87,16 @@ def _beginning() -> Update:
 
 def _first(connection: Connection, claimant: Claimant, running: Claim, live: Sequence[Row[Any]]) -> Row[Any] | None:
     """Return the job whose chunk comes next, or None when nothing may be reserved beside the running chunk."""
-    if running.crashes or not _more_wait_than_work(connection, claimant, running.kind, live):
+    if running.crashes or not _others_find_work(connection, claimant, running.kind, live):
         return None
     return next(iter(candidates(connection, claimant)), None)
 
 
-def _more_wait_than_work(connection: Connection, claimant: Claimant, kind: str, live: Sequence[Row[Any]]) -> bool:
-    """True when more chunks wait that this worker fits than workers of that kind are live."""
-    workers = sum(kind in row.kinds for row in live)
-    values = {"of_kind": kind, "most": workers + 1}
-    return bool(connection.execute(_counting(claimant), values).scalar_one() > workers)
+def _others_find_work(connection: Connection, claimant: Claimant, kind: str, live: Sequence[Row[Any]]) -> bool:
+    """True when more chunks wait that this worker fits than other workers of that kind are live."""
+    others = sum(kind in row.kinds for row in live if row.id != claimant.worker)
+    values = {"of_kind": kind, "most": others + 1}
+    return bool(connection.execute(_counting(claimant), values).scalar_one() > others)
 
 
 @lru_cache

@@ -136,8 +136,8 @@ def test_another_worker_takes_no_reserved_chunk(database: Database, reserved: Cl
     assert reserved.chunk_key not in taken
 
 
-@pytest.mark.parametrize(("live", "is_reserved"), [(1, True), (2, True), (3, False), (4, False)])
-def test_nothing_is_claimed_ahead_unless_more_chunks_wait_than_workers_live(
+@pytest.mark.parametrize(("live", "is_reserved"), [(1, True), (2, True), (3, True), (4, False), (5, False)])
+def test_nothing_is_claimed_ahead_unless_more_chunks_wait_than_other_workers_live(
     database: Database, claimant: Claimant, running: Claim, live: int, *, is_reserved: bool
 ) -> None:
     for number in range(live - 1):
@@ -154,6 +154,7 @@ def test_chunks_that_rest_are_paused_or_do_not_fit_do_not_wait(
 ) -> None:
     make_job(database, TEXTS, per_chunk=1, paused=True)
     make_job(database, TEXTS, per_chunk=1, min_device_bytes=10**13)
+    make_worker(database, "other")
     rests = update(chunks).where(chunks.c.job_key == job, chunks.c.ordinal > 1).values(run_at=db_now() + 60)
     database.transact(lambda connection: connection.execute(rests))
     assert reserve(database, claimant, running) is None
@@ -338,7 +339,7 @@ def test_job_that_changed_between_the_look_and_the_claim_ahead_is_left_alone(
     with database.read() as connection:
         looked = [candidates(connection, claimant)]
     database.transact(lambda connection: connection.execute(update(jobs).values(paused=True)))
-    monkeypatch.setattr(ahead, "_more_wait_than_work", lambda *_: True)
+    monkeypatch.setattr(ahead, "_others_find_work", lambda *_: True)
     monkeypatch.setattr(ahead, "candidates", lambda *asked: looked.pop() if looked else candidates(*asked))
 
     assert reserve(database, claimant, running) is None
@@ -378,7 +379,7 @@ def test_first_page_of_the_next_chunk_is_read_before_the_running_one_ends(lookin
 
         def _forward(self, *args: Any) -> list[Outcome] | None:
             # The second batch is the last of its chunk.
-            wanted = {1: 8, 3: 12}.get(len(read_before_batch), 0)
+            wanted = {1: 8, 3: 12, 5: 16}.get(len(read_before_batch), 0)
             wait_until(lambda: len(read) >= wanted, what="the first page of the next chunk")
             read_before_batch.append(len(read))
             return super()._forward(*args)
@@ -386,9 +387,8 @@ def test_first_page_of_the_next_chunk_is_read_before_the_running_one_ends(lookin
     looking.engine = lambda: Noting(max_rows=2)
     job = make_job(looking.database, MANY, per_chunk=4)
     looking.runner.work()
-    # Three wait besides the first chunk, two besides the second; besides the third only one, and that is not more than workers.
-    assert read_before_batch == [4, 8, 8, 12, 12, 12, 16, 16]
-    assert read[4:] == ["reader"] * 8 + ["MainTh"] * 4
+    assert read_before_batch == [4, 8, 8, 12, 12, 16, 16, 16]
+    assert read[4:] == ["reader"] * 12
     assert job_row(looking.database, job)["succeeded"] == 16
     assert [chunk["epoch"] for chunk in chunk_rows_of(looking.database, job)] == [1, 1, 1, 1]
 
@@ -642,8 +642,8 @@ def test_short_chunk_begins_with_the_next_one_reserved_behind_it(hasty: Bench, m
         # Of the first nothing is known yet.
         ["running", "queued", "queued", "queued"],
         ["done", "running", "reserved", "queued"],
-        # One waits, and that is not more than workers.
-        ["done", "done", "running", "queued"],
+        # The last one as well: there is no other worker that could run it sooner.
+        ["done", "done", "running", "reserved"],
         ["done", "done", "done", "running"],
     ]
     assert {epoch for _, epoch in held(hasty.database, job)} == {1}
@@ -724,7 +724,7 @@ def test_first_page_behind_a_short_chunk_is_read_while_it_runs(hasty: Bench) -> 
     hasty.engine = lambda: Noting(max_rows=2)
     job = make_job(hasty.database, MANY, per_chunk=4)
     hasty.runner.work()
-    assert read == ["MainTh"] * 8 + ["reader"] * 4 + ["MainTh"] * 4
+    assert read == ["MainTh"] * 8 + ["reader"] * 8
     assert job_row(hasty.database, job)["succeeded"] == 16
 
 
@@ -743,7 +743,7 @@ def test_first_page_behind_a_short_chunk_of_summaries_that_exist_is_looked_up_wh
     monkeypatch.setattr(pages, "load_pending", load_pending)
     again = make_job(hasty.database, MANY, per_chunk=4)
     hasty.runner.work()
-    assert looked == [("MainTh", 0), ("MainTh", 4), ("reader", 8), ("MainTh", 12)]
+    assert looked == [("MainTh", 0), ("MainTh", 4), ("reader", 8), ("reader", 12)]
     row = job_row(hasty.database, again)
     assert (row["state"], row["shared"], row["generated"]) == ("completed", 16, 0)
 
@@ -758,7 +758,7 @@ def test_chunk_reserved_behind_a_short_one_has_a_lease_of_five_seconds(hasty: Be
     job = make_job(hasty.database, MANY, per_chunk=4)
     note_begins(hasty, monkeypatch, note)
     hasty.runner.work()
-    assert [round(lease, 1) for lease in leases] == [5.0]
+    assert [round(lease, 1) for lease in leases] == [5.0, 5.0]
 
 
 def test_chunk_reserved_behind_one_that_was_to_be_short_is_let_go_when_that_lasts(
@@ -796,6 +796,7 @@ def test_bell_is_passed_on_when_a_short_chunk_begins_and_somebody_is_idle(
     make_job(hasty.database, MANY, per_chunk=2)
     hasty.runner.work()
     assert events.count("taken up") > 2
+    assert events.pop() == "bell", "an empty claim passes it on"
     for what, follows in zip(events, [*events[1:], "end"], strict=True):
         if what != "bell":
             assert (follows == "bell") == (what == "claimed" or is_anybody_idle)
