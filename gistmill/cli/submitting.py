@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from gistmill.cli.output import EXIT_INTERRUPTED, say
-from gistmill.states import JobState
+from gistmill.states import STOPPED_JOB_STATES
 
 if TYPE_CHECKING:
     from gistmill.client import Client
@@ -26,6 +26,10 @@ class Watched(Protocol):
     @property
     def state(self) -> str:
         """The state of its job when it was last read."""
+
+    @property
+    def view(self) -> Any:
+        """What was last read of it."""
 
 
 class DefaultGroup(TyperGroup):
@@ -78,8 +82,10 @@ def interruptible(client: Client, watched: Watched | None = None) -> Iterator[Ca
 
 def leave(client: Client, job: Watched) -> None:
     """Say what becomes of a job whose watcher leaves."""
-    if JobState(job.state).is_final:
-        say(f"interrupted; the job {job.id} is {job.state}")
+    if job.state in STOPPED_JOB_STATES:
+        say(f"left; the job {job.id} is {job.state}. Look at it with: gistmill jobs show {job.id}")
+    elif getattr(job.view, "paused", False):
+        say(f"left; the job {job.id} is paused. Let it go on with: gistmill jobs resume {job.id}")
     elif client.stack is not None and client.stack.is_private and not client.stack.is_kept:
         say(f"stopping; the job {job.id} resumes when gistmill starts here again, for example: gistmill jobs watch {job.id}")
     else:

@@ -28,8 +28,9 @@ def claim_ahead(
 ) -> Claim | None:
     """Reserve the chunk that this worker would claim if it were through with the running one, or None.
 
-    Only while more chunks wait than other workers live, so that nobody has nothing to do because of it; only if the chunk takes
-    the same base model in the same precision; and neither of the two has crashed: such a chunk runs alone.
+    Only while more chunks wait than workers live, so that nobody has nothing to do because of it, or while no other worker
+    lives; only if the chunk takes the same base model in the same precision; and neither of the two has crashed: such a chunk
+    runs alone.
 
     Raises:
         Changed: its job may not run any more since it was looked at.
@@ -93,10 +94,11 @@ def _first(connection: Connection, claimant: Claimant, running: Claim, live: Seq
 
 
 def _others_find_work(connection: Connection, claimant: Claimant, kind: str, live: Sequence[Row[Any]]) -> bool:
-    """True when more chunks wait that this worker fits than other workers of that kind are live."""
+    """True when more chunks wait that this worker fits than workers of that kind are live, or when there is no other one."""
     others = sum(kind in row.kinds for row in live if row.id != claimant.worker)
-    values = {"of_kind": kind, "most": others + 1}
-    return bool(connection.execute(_counting(claimant), values).scalar_one() > others)
+    spare = others + 1 if others else 0
+    values = {"of_kind": kind, "most": spare + 1}
+    return bool(connection.execute(_counting(claimant), values).scalar_one() > spare)
 
 
 @lru_cache

@@ -136,8 +136,8 @@ def test_another_worker_takes_no_reserved_chunk(database: Database, reserved: Cl
     assert reserved.chunk_key not in taken
 
 
-@pytest.mark.parametrize(("live", "is_reserved"), [(1, True), (2, True), (3, True), (4, False), (5, False)])
-def test_nothing_is_claimed_ahead_unless_more_chunks_wait_than_other_workers_live(
+@pytest.mark.parametrize(("live", "is_reserved"), [(1, True), (2, True), (3, False), (4, False)])
+def test_nothing_is_claimed_ahead_unless_more_chunks_wait_than_workers_live(
     database: Database, claimant: Claimant, running: Claim, live: int, *, is_reserved: bool
 ) -> None:
     for number in range(live - 1):
@@ -147,6 +147,21 @@ def test_nothing_is_claimed_ahead_unless_more_chunks_wait_than_other_workers_liv
     gone = update(workers).where(workers.c.id == "dead").values(seen_at=db_now() - 60)
     database.transact(lambda connection: connection.execute(gone))
     assert (reserve(database, claimant, running) is not None) == is_reserved
+
+
+def test_last_chunk_is_claimed_ahead_by_the_only_worker(database: Database, claimant: Claimant, running: Claim) -> None:
+    others = update(chunks).where(chunks.c.ordinal > 1, chunks.c.key != running.chunk_key).values(run_at=db_now() + 60)
+    database.transact(lambda connection: connection.execute(others))
+    reserved = reserve(database, claimant, running)
+    assert reserved is not None
+    assert chunk_of(database, reserved).ordinal == 1
+
+
+def test_last_chunk_is_left_to_whoever_is_free_first(database: Database, claimant: Claimant, running: Claim) -> None:
+    make_worker(database, "other")
+    others = update(chunks).where(chunks.c.ordinal > 1, chunks.c.key != running.chunk_key).values(run_at=db_now() + 60)
+    database.transact(lambda connection: connection.execute(others))
+    assert reserve(database, claimant, running) is None
 
 
 def test_chunks_that_rest_are_paused_or_do_not_fit_do_not_wait(

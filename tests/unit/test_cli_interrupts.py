@@ -65,12 +65,12 @@ class Outcome(SimpleNamespace):
     err: str
 
 
-def make_job(state: str = "running", kind: str = "summarize") -> SimpleNamespace:
+def make_job(state: str = "running", kind: str = "summarize", *, paused: bool = False) -> SimpleNamespace:
     def wait(**_: Any) -> None:
         raise KeyboardInterrupt
 
     counts = SimpleNamespace(items=1, distinct=1)
-    view = SimpleNamespace(warnings=[], cases=1, kind=kind, model_dump=lambda **_: {})
+    view = SimpleNamespace(warnings=[], cases=1, kind=kind, paused=paused, model_dump=lambda **_: {})
     return SimpleNamespace(id="job_1", state=state, view=view, counts=counts, steps=[], wait=wait)
 
 
@@ -133,6 +133,17 @@ def test_job_of_a_private_stack_resumes_unless_the_stack_is_kept(
     assert said in ended.err
 
 
-def test_interrupt_behind_the_end_says_how_the_job_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = run(monkeypatch, "summarize", "calls.jsonl", job=make_job("completed"))
-    assert (ended.status, ended.err.splitlines()[-1]) == (130, "interrupted; the job job_1 is completed")
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "cancelling"])
+def test_interrupt_behind_the_end_says_how_the_job_ended(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    ended = run(monkeypatch, "summarize", "calls.jsonl", job=make_job(state))
+    said = f"left; the job job_1 is {state}. Look at it with: gistmill jobs show job_1"
+    assert (ended.status, ended.err.splitlines()[-1]) == (130, said)
+
+
+@pytest.mark.parametrize("stack", [None, SimpleNamespace(is_private=True, is_kept=False)], ids=["running", "private"])
+def test_interrupted_watch_of_a_paused_job_says_that_it_is_paused(
+    monkeypatch: pytest.MonkeyPatch, stack: SimpleNamespace | None
+) -> None:
+    ended = run(monkeypatch, "jobs", "watch", "job_1", job=make_job(paused=True), stack=stack)
+    said = "left; the job job_1 is paused. Let it go on with: gistmill jobs resume job_1\n"
+    assert (ended.status, ended.err) == (130, said)

@@ -81,7 +81,7 @@ class Arena:
             cache[:, :, target] = cache[:, :, source]
         for state in (self.tokens, self.steps, self.lengths, self.written, self.noise, self.is_done, self.is_bad):
             state[target] = state[source]
-        self.is_done[source] = True
+        self.is_done.index_fill_(0, source, True)
 
     def leave(self, slots: Sequence[int]) -> Leaving:
         """Take rows out of their slots, behind the steps that were launched by now; how each ended is on its way."""
