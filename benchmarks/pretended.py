@@ -32,10 +32,10 @@ from torch import Tensor
 from benchmarks.generation.models import make_model
 from benchmarks.generation.work import PROMPT, make_dialogues
 from benchmarks.orchestration.machine import describe_run
-from benchmarks.streams import as_stream, cut, never, read
+from benchmarks.streams import as_stream, cut, never, read, time_run
 from gistmill import prompts
 from gistmill.specs import GenerationParameters
-from workers.engine.base import Completion, Outcome, Prompt
+from workers.engine.base import Outcome, Prompt
 from workers.engine.graph import stream
 from workers.engine.graph.arena import Arena, Ending, Leaving, View
 from workers.engine.graph.buckets import bucket_slots
@@ -162,11 +162,10 @@ def pretended(engine: GraphEngine, device: Device, *, slots: int) -> Iterator[No
     def leave_later(arena: Arena, slots: Sequence[int]) -> Leaving:
         return PretendedLeaving(leave(arena, slots), device.free_at)
 
-    desk.max_rows, desk.budget_tokens, desk.side = slots, slots * 1_152, PretendedSide()
-    desk._make_lane = make_lane
-    engine.page_rows = 8 * slots
     operations = type(desk.weights.operations)
     with (
+        patch.multiple(desk, max_rows=slots, budget_tokens=slots * 1_152, side=PretendedSide(), _make_lane=make_lane),
+        patch.object(engine, "page_rows", 8 * slots),
         patch.object(stream, "encode", encode),
         patch.object(operations, "keep_source", keep_source),
         patch.object(operations, "reads_beyond_lengths", False),
@@ -188,11 +187,7 @@ def measure(engine: GraphEngine, device: Device, texts: Sequence[str], *, rounds
     for _ in range(rounds):
         for name, run in ways.items():
             device.busy_s, device.steps = 0.0, 0
-            begun = time.perf_counter()
-            done = sum(isinstance(outcome, Completion) for outcomes in run() for outcome in outcomes)
-            if done != len(rows):
-                raise RuntimeError(f"{done} of {len(rows)} rows were completed")
-            found[name].append((time.perf_counter() - begun, device.busy_s, device.steps))
+            found[name].append((time_run(run(), len(rows)), device.busy_s, device.steps))
     return {
         name: {
             "steps": each[0][2],

@@ -148,7 +148,7 @@ def measure_ways(
         seconds: dict[str, list[float]] = {name: [] for name in WAYS}
         for _ in range(rounds):
             for name, run in WAYS.items():
-                seconds[name].append(_time(run(engine, pages, parameters), len(items)))
+                seconds[name].append(time_run(run(engine, pages, parameters), len(items)))
         found[str(page_rows)] = {"pages": len(pages)} | {
             name: {
                 "per_s": round(len(items) / median(seconds[name]), 1),
@@ -162,11 +162,16 @@ def measure_ways(
 
 def _count(engine: GraphEngine, outcomes: Iterator[list[Outcome]], rows: int) -> dict[str, float]:
     with counted(engine) as count:
-        _time(outcomes, rows)
+        time_run(outcomes, rows)
     return {"steps": count.steps, "rows_in_flight": round(count.rows / count.steps, 1), "most_in_flight": count.most}
 
 
-def _time(outcomes: Iterator[list[Outcome]], rows: int) -> float:
+def time_run(outcomes: Iterator[list[Outcome]], rows: int) -> float:
+    """Return the seconds that it takes until all of so many rows are completed.
+
+    Raises:
+        RuntimeError: fewer or more are.
+    """
     begun = time.perf_counter()
     done = sum(isinstance(outcome, Completion) for some in outcomes for outcome in some)
     if done != rows:

@@ -149,18 +149,24 @@ def test_nothing_is_claimed_ahead_unless_more_chunks_wait_than_workers_live(
     assert (reserve(database, claimant, running) is not None) == is_reserved
 
 
-def test_last_chunk_is_claimed_ahead_by_the_only_worker(database: Database, claimant: Claimant, running: Claim) -> None:
-    others = update(chunks).where(chunks.c.ordinal > 1, chunks.c.key != running.chunk_key).values(run_at=db_now() + 60)
-    database.transact(lambda connection: connection.execute(others))
+def leave_one_waiting(database: Database, job: int) -> None:
+    """Let the chunks of a job rest, save the first two, of which one runs."""
+    rests = update(chunks).where(chunks.c.job_key == job, chunks.c.ordinal > 1).values(run_at=db_now() + 60)
+    database.transact(lambda connection: connection.execute(rests))
+
+
+def test_last_chunk_is_claimed_ahead_by_the_only_worker(
+    database: Database, claimant: Claimant, job: int, running: Claim
+) -> None:
+    leave_one_waiting(database, job)
     reserved = reserve(database, claimant, running)
     assert reserved is not None
     assert chunk_of(database, reserved).ordinal == 1
 
 
-def test_last_chunk_is_left_to_whoever_is_free_first(database: Database, claimant: Claimant, running: Claim) -> None:
+def test_last_chunk_is_left_to_whoever_is_free_first(database: Database, claimant: Claimant, job: int, running: Claim) -> None:
     make_worker(database, "other")
-    others = update(chunks).where(chunks.c.ordinal > 1, chunks.c.key != running.chunk_key).values(run_at=db_now() + 60)
-    database.transact(lambda connection: connection.execute(others))
+    leave_one_waiting(database, job)
     assert reserve(database, claimant, running) is None
 
 
@@ -170,8 +176,7 @@ def test_chunks_that_rest_are_paused_or_do_not_fit_do_not_wait(
     make_job(database, TEXTS, per_chunk=1, paused=True)
     make_job(database, TEXTS, per_chunk=1, min_device_bytes=10**13)
     make_worker(database, "other")
-    rests = update(chunks).where(chunks.c.job_key == job, chunks.c.ordinal > 1).values(run_at=db_now() + 60)
-    database.transact(lambda connection: connection.execute(rests))
+    leave_one_waiting(database, job)
     assert reserve(database, claimant, running) is None
 
 
