@@ -15,8 +15,8 @@ from benchmarks.generation.work import spread_evenly
 
 CPU_BATCHES, GPU_BATCHES = (16, 8, 32), (256, 128, 512)
 # What a batch may hold, and of what kind; the first is kept when nothing is tried.
-CPU_LIMITS = (("tokens", 4_096), ("tokens", 2_048), ("examples", 32))
-SIDE_BY_SIDE_LIMITS = (("tokens", 2_048), ("examples", 16))
+CPU_LIMITS = (("tokens", 4_096), ("tokens", 8_192), ("examples", 32))
+SIDE_BY_SIDE_LIMITS = (("tokens", 2_048), ("tokens", 4_096), ("tokens", 8_192))
 GPU_LIMITS = (("examples", 256), ("examples", 128), ("examples", 512))
 Setting = TypeVar("Setting")
 

@@ -22,8 +22,8 @@ BUILT_IN = Path(__file__).resolve().parents[2] / "models_store" / "builtin"
 FIRST_ROWS = 4
 TRIAL_ROWS = 12
 FEWEST_SLOW_ROWS = {LOOP.name: 4, SORTED.name: 16}
-# The largest batch that is tried must be full; an engine tunes on slices that fill several.
-LEAST_TUNE_ROWS = {"sorted": 32, "engine": 64}
+# The largest batches that are tried must be full, one for each of two threads.
+LEAST_TUNE_ROWS = {"sorted": 32, "ctranslate2": 64, "engine": 64}
 # The least chunk: so many rows for each worker make one chunk for each, and a worker is warm after its first.
 WARM_ROWS = 16
 

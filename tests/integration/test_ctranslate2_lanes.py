@@ -128,10 +128,27 @@ def test_batch_that_fails_leaves_the_other_lane_right(flan: Path, store: Store) 
     assert outcomes == {key: outcome for key, outcome in wanted.items() if key != 7}
 
 
+@pytest.mark.parametrize(
+    ("threads", "million", "wanted"),
+    [
+        pytest.param(2, 77, {2: (4_096, 8_192), 1: (4_096, 8_192)}, id="flan-t5-small"),
+        pytest.param(2, 250, {2: (2_560, 5_120), 1: (4_096, 8_192)}, id="flan-t5-base"),
+        pytest.param(2, 2_850, {2: (512,), 1: (512, 898)}, id="flan-t5-xl"),
+        pytest.param(16, 250, {2: (4_096, 8_192), 1: (4_096, 8_192), 4: (4_096, 8_192), 8: (2_048, 4_096)}, id="16-threads"),
+    ],
+)
+def test_batches_that_are_tried_are_large_as_far_as_model_and_lanes_let_them(
+    threads: int, million: int, wanted: dict[int, tuple[int, ...]]
+) -> None:
+    settings = engines._list_settings(threads, million * 10**6, lanes=0, budget_tokens=0)
+
+    assert settings == [Setting(lanes, budget) for lanes, budgets in wanted.items() for budget in budgets]
+
+
 @pytest.fixture
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "MOST_TOKENS", 200)
-    monkeypatch.setattr(engines, "MOST_TOKENS_OF_A_LANE", 100)
+    monkeypatch.setattr(engines, "MOST_TOKENS_AT_ONCE", 200)
     monkeypatch.setattr(engines, "LEAST_TOKENS", 50)
 
 
@@ -141,7 +158,7 @@ def test_first_rows_tune_it_and_the_next_worker_of_the_host_begins_with_what_was
 ) -> None:
     store, prompts = Store(tmp_path), prompts_of(dialogues(400, most_words=30))
     engine = load(flan, store, threads=2)
-    assert (engine.lanes, engine.budget_tokens) == (2, 100)
+    assert (engine.lanes, engine.budget_tokens) == (2, 50)
 
     outcomes = complete(engine, prompts, SHORT)
 

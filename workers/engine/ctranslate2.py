@@ -38,12 +38,11 @@ from workers.engine.tuning_notes import Key, Notebook, describe_cpu
 
 log = structlog.get_logger(__name__)
 
-# FLAN-T5-small's shape on DialogSum's lengths, 40 tokens out, one thread: 3.5 dialogues per second of processor time at a
-# budget of 1,024 tokens, 4.3 at 2,048, 4.6 at 4,096, 4.3 at 8,192, 4.2 at 16,384. Larger models get fewer tokens, so that a
-# batch takes about five seconds, at the 64 GFLOP/s a thread that this is: so often results are committed, and a pause acts.
-# These, and half of them, are what is tried; beside others a lane gains little above 2,048 (nothing in int8), and ends late.
-LEAST_TOKENS, MOST_TOKENS, MOST_TOKENS_OF_A_LANE = 512, 4_096, 2_048
-FLOP_PER_THREAD = 320e9
+# A step of decoding reads all weights however few rows it is for, so larger batches are faster until they outgrow the caches:
+# where that is differs between machines (ADR 16). What is tried takes about twenty seconds at the 64 GFLOP/s a thread that this
+# is, and half of it; no more, for so often results are committed. All lanes together hold a limited number.
+LEAST_TOKENS, MOST_TOKENS, MOST_TOKENS_AT_ONCE = 512, 8_192, 32_768
+FLOP_PER_THREAD = 1_280e9
 MAX_ROWS = 64
 # On CPUs CTranslate2 takes int8 and int8_float32 for the same thing: what is not a matrix stays in float32.
 COMPUTE_TYPES: dict[Precision, ComputeType] = {
@@ -124,7 +123,7 @@ class CTranslate2Engine(TunedEngine):
         compute_type: ComputeType = "float32",
         threads: int,
         lanes: int = 1,
-        budget_tokens: int = 0,
+        budget_tokens: int = MOST_TOKENS // 2,
         tuner: Tuner | None = None,
     ) -> None:
         tokens = json.loads((files / conversion.TOKENS_FILE).read_text(encoding="utf-8"))
@@ -137,8 +136,7 @@ class CTranslate2Engine(TunedEngine):
         self.tuner = tuner
         self.dtype = DTYPES[compute_type]
         self.weight_bytes = (files / "model.bin").stat().st_size
-        parameters = self.weight_bytes // WEIGHT_BYTES[compute_type]
-        self.budget_tokens = budget_tokens or _default_budget(threads, parameters=parameters)
+        self.budget_tokens = budget_tokens
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -229,9 +227,8 @@ def _list_settings(threads: int, parameters: int, *, lanes: int, budget_tokens: 
     """Return the settings to try, the one to begin with first. What the user has set is not tried otherwise."""
     settings = []
     for number in [min(lanes, threads)] if lanes else list_lanes(threads):
-        most = MOST_TOKENS if number == 1 else MOST_TOKENS_OF_A_LANE
-        whole = min(_default_budget(threads // number, parameters=parameters), most)
-        budgets = [budget_tokens] if budget_tokens else sorted({whole, max(whole // 2, LEAST_TOKENS)}, reverse=True)
+        most = min(_most_tokens(threads // number, parameters=parameters), MOST_TOKENS_AT_ONCE // number)
+        budgets = [budget_tokens] if budget_tokens else sorted({max(most // 2, LEAST_TOKENS), most})
         settings += [Setting(number, budget) for budget in budgets]
     return settings
 
@@ -248,7 +245,7 @@ def _key(compute_type: ComputeType, weight_bytes: int, threads: int) -> Key:
     )
 
 
-def _default_budget(threads: int, *, parameters: int) -> int:
+def _most_tokens(threads: int, *, parameters: int) -> int:
     # As everywhere on CPUs, a token costs about one FLOP per parameter.
     return int(min(max(FLOP_PER_THREAD * threads / max(1, parameters), LEAST_TOKENS), MOST_TOKENS))
 
