@@ -34,6 +34,23 @@ def test_batch_is_as_full_as_its_budget_allows() -> None:
     assert pack([50, 3], budget_tokens=20, max_rows=8) == [[0], [1]]
 
 
+@given(LENGTHS, st.integers(1, 9000), st.integers(1, 5_000_000), st.integers(1, 4))
+def test_attention_scores_of_a_batch_stay_within_their_limit(lengths: list[int], budget: int, scores: int, lanes: int) -> None:
+    batches = pack_evenly(lengths, budget_tokens=budget, max_rows=64, lanes=lanes, max_scores=scores)
+
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] ** 2 <= scores
+
+
+def test_long_rows_are_few_in_a_batch_whose_scores_are_limited() -> None:
+    limits = {"budget_tokens": 8_192, "max_rows": 64, "max_scores": 2_048**2}
+
+    assert [len(batch) for batch in pack([512] * 17, **limits)] == [16, 1]
+    assert [len(batch) for batch in pack([1_024] * 5, **limits)] == [4, 1]
+    assert [len(batch) for batch in pack([3_000, 2_048, 2_048], **limits)] == [1, 1, 1]
+
+
 def test_sorting_keeps_pads_few() -> None:
     lengths = [20 + (index * 37) % 400 for index in range(256)]
 

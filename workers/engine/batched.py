@@ -30,11 +30,12 @@ class BatchFailed(Exception):
 class BatchedEngine(ReadingEngine):
     """An engine that completes prompts in length-sorted micro-batches, `lanes` of them at once.
 
-    A batch holds at most `budget_tokens` and `max_rows`.
+    A batch holds at most `budget_tokens`, `max_rows` and, where that is limited, `max_scores`; see `pack`.
     """
 
     budget_tokens: int
     max_rows: int
+    max_scores: int | None = None
     lanes: int = 1
 
     @abstractmethod
@@ -86,5 +87,6 @@ class BatchedEngine(ReadingEngine):
             budget_tokens=max(1, self.budget_tokens // beams),
             max_rows=max(1, self.max_rows // beams),
             lanes=self.lanes,
+            max_scores=self.max_scores,
         )
         return [[rows[index] for index in batch] for batch in batches]

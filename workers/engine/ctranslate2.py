@@ -44,6 +44,8 @@ log = structlog.get_logger(__name__)
 LEAST_TOKENS, MOST_TOKENS, MOST_TOKENS_AT_ONCE = 512, 8_192, 32_768
 FLOP_PER_THREAD = 1_280e9
 MAX_ROWS = 64
+# The attention scores of a head that a lane holds at once: those of a row of 2,048 tokens. With long rows, more gains little.
+MAX_SCORES = 2_048**2
 # On CPUs CTranslate2 takes int8 and int8_float32 for the same thing: what is not a matrix stays in float32.
 COMPUTE_TYPES: dict[Precision, ComputeType] = {
     "native": "float32",
@@ -114,6 +116,7 @@ class CTranslate2Engine(TunedEngine):
     name = "ctranslate2"
     device = "cpu"
     max_rows = MAX_ROWS
+    max_scores = MAX_SCORES
 
     def __init__(
         self,
