@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,14 +107,15 @@ def results(
 
     with Client() if follow else Client.for_reading() as client:
         found = client.job(job)
-        if output is not None:
-            if follow:
-                found.wait(progress=True)
-            write_results(found, output, follow=follow)
-            say(f"written to {output}")
-            return
-        for result in found.results(follow=follow):
-            print(json.dumps(result.model_dump(exclude={"cursor"}), ensure_ascii=False))
+        with interruptible(client, found) if follow else nullcontext():
+            if output is not None:
+                if follow:
+                    found.wait(progress=True)
+                write_results(found, output, follow=follow)
+                say(f"written to {output}")
+                return
+            for result in found.results(follow=follow):
+                print(json.dumps(result.model_dump(exclude={"cursor"}), ensure_ascii=False))
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 
 from gistmill.cli.jobs import Json
 from gistmill.cli.output import advise, say, write_json
+from gistmill.cli.submitting import interruptible
 from gistmill.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -66,12 +67,13 @@ def retry(
         raise InvalidInput("--set makes a new job of one job's failed rows: name that job.")
     from gistmill.client import Client
 
-    with Client() as client:
-        new = client.job(jobs[0]).retry(**options, **dict(map(parse_change, changes))).view
-    if as_json:
-        write_json(new.model_dump(mode="json"))
-    say(f"{new.id} takes the {new.counts.items} failed rows of {jobs[0]}")
-    advise(f"gistmill jobs watch {new.id}")
+    with Client() as client, interruptible(client) as accept:
+        new = client.job(jobs[0]).retry(**options, **dict(map(parse_change, changes)))
+        accept(new)
+        if as_json:
+            write_json(new.view.model_dump(mode="json"))
+        say(f"{new.id} takes the {new.view.counts.items} failed rows of {jobs[0]}")
+        advise(f"gistmill jobs watch {new.id}")
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -55,6 +55,7 @@ class FakeClient:
         return SimpleNamespace(rescore=self.submit)
 
     def job(self, _: str) -> SimpleNamespace:
+        self._job.retry = self.submit
         return self._job
 
     get_experiment = job
@@ -70,8 +71,8 @@ def make_job(state: str = "running", kind: str = "summarize", *, paused: bool = 
         raise KeyboardInterrupt
 
     counts = SimpleNamespace(items=1, distinct=1)
-    view = SimpleNamespace(warnings=[], cases=1, kind=kind, paused=paused, model_dump=lambda **_: {})
-    return SimpleNamespace(id="job_1", state=state, view=view, counts=counts, steps=[], wait=wait)
+    view = SimpleNamespace(warnings=[], cases=1, kind=kind, paused=paused, counts=counts, model_dump=lambda **_: {})
+    return SimpleNamespace(id="job_1", state=state, view=view, counts=counts, steps=[], wait=wait, results=wait)
 
 
 def run(
@@ -117,6 +118,25 @@ def test_interrupt_before_it_is_accepted_says_where_to_look(
 def test_interrupted_watch_says_that_the_job_runs_on(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     ended = run(monkeypatch, "jobs", "watch", "job_1", job=make_job(kind=kind))
     assert (ended.status, ended.err) == (130, "detached; the job job_1 runs on. Follow it with: gistmill jobs watch job_1\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--output", "summaries.jsonl")], ids=["printed", "to a file"])
+def test_interrupted_results_of_a_job_that_is_followed_say_that_it_runs_on(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    ended = run(monkeypatch, "jobs", "results", "job_1", "--follow", *arguments)
+    assert (ended.status, ended.err) == (130, "detached; the job job_1 runs on. Follow it with: gistmill jobs watch job_1\n")
+
+
+@pytest.mark.parametrize(
+    ("cue", "said"), [("takes the", "detached; the job job_1 runs on."), ("no such line", "whether the job was accepted says")]
+)
+def test_interrupted_retry_with_a_change_says_what_becomes_of_the_new_job(
+    monkeypatch: pytest.MonkeyPatch, cue: str, said: str
+) -> None:
+    ended = run(monkeypatch, "jobs", "retry", "job_1", "--set", "seed=2", cue=cue, accepts=cue != "no such line")
+    assert ended.status == 130
+    assert said in ended.err
 
 
 def test_interrupted_watch_of_an_experiment_says_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
