@@ -39,10 +39,11 @@ from workers.engine.tuning_notes import Key, Notebook, describe_cpu
 log = structlog.get_logger(__name__)
 
 # A step of decoding reads all weights however few rows it is for, so larger batches are faster until they outgrow the caches:
-# where that is differs between machines (ADR 16). What is tried takes about twenty seconds at the 64 GFLOP/s a thread that this
-# is, and half of it; no more, for so often results are committed. All lanes together hold a limited number.
+# where that is differs between machines (ADR 16). What is tried takes about ten seconds at the 64 GFLOP/s a thread that this
+# is, and half of it; no more, for so often results are committed, and a batch gives no sign of life before its first step,
+# which a machine that others use must reach within the 60 s of `generate_stall_s`. All lanes together hold a limited number.
 LEAST_TOKENS, MOST_TOKENS, MOST_TOKENS_AT_ONCE = 512, 8_192, 32_768
-FLOP_PER_THREAD = 1_280e9
+FLOP_PER_THREAD = 640e9
 MAX_ROWS = 64
 # The attention scores of a head that a lane holds at once: those of a row of 2,048 tokens. With long rows, more gains little.
 MAX_SCORES = 2_048**2
