@@ -145,6 +145,10 @@ def test_batches_that_are_tried_are_large_as_far_as_model_and_lanes_let_them(
     assert settings == [Setting(lanes, budget) for lanes, budgets in wanted.items() for budget in budgets]
 
 
+def test_more_lanes_than_share_what_all_may_hold_get_the_least_batches() -> None:
+    assert engines._list_settings(128, 77 * 10**6, lanes=128, budget_tokens=0) == [Setting(128, engines.LEAST_TOKENS)]
+
+
 @pytest.fixture
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "MOST_TOKENS", 200)

@@ -81,7 +81,7 @@ def test_bfloat16_is_converted_in_its_own_size(flan: Path, tmp_path: Path) -> No
 
     assert (half / "model.bin").stat().st_size < 0.55 * (whole / "model.bin").stat().st_size
     if "bfloat16" in ctranslate2.get_supported_compute_types("cpu"):
-        engine = CTranslate2Engine(flan, half, compute_type="bfloat16", threads=1)
+        engine = CTranslate2Engine(flan, half, compute_type="bfloat16", threads=1, budget_tokens=1000)
         assert engine.dtype == "bfloat16"
         assert all(isinstance(outcome, Completion) for outcome in complete(engine, prompts_of(TEXTS), SHORT).values())
 

@@ -81,7 +81,14 @@ def test_fastest_trial_of_each_counts_and_what_is_as_good_as_equal_changes_nothi
 
 @given(
     st.lists(st.integers(1, 3000), max_size=300),
-    st.sampled_from([[(1, 4096), (1, 2048), (2, 2048), (2, 1024)], [(1, 2560), (1, 1280), (2, 1280), (2, 640)], [(4, 512)]]),
+    st.sampled_from(
+        [
+            [(2, 4096), (2, 8192), (1, 4096), (1, 8192)],
+            [(1, 4096), (1, 2048), (2, 2048), (2, 1024)],
+            [(1, 2560), (1, 1280), (2, 1280), (2, 640)],
+            [(4, 512)],
+        ]
+    ),
 )
 def test_trial_fills_the_same_number_of_batches_in_every_lane(lengths: list[int], pairs: list[tuple[int, int]]) -> None:
     settings = [Setting(*pair) for pair in pairs]

@@ -127,7 +127,7 @@ class CTranslate2Engine(TunedEngine):
         compute_type: ComputeType = "float32",
         threads: int,
         lanes: int = 1,
-        budget_tokens: int = MOST_TOKENS // 2,
+        budget_tokens: int,
         tuner: Tuner | None = None,
     ) -> None:
         tokens = json.loads((files / conversion.TOKENS_FILE).read_text(encoding="utf-8"))
@@ -231,7 +231,7 @@ def _list_settings(threads: int, parameters: int, *, lanes: int, budget_tokens: 
     """Return the settings to try, the one to begin with first. What the user has set is not tried otherwise."""
     settings = []
     for number in [min(lanes, threads)] if lanes else list_lanes(threads):
-        most = min(_most_tokens(threads // number, parameters=parameters), MOST_TOKENS_AT_ONCE // number)
+        most = _most_tokens(threads, lanes=number, parameters=parameters)
         budgets = [budget_tokens] if budget_tokens else sorted({max(most // 2, LEAST_TOKENS), most})
         settings += [Setting(number, budget) for budget in budgets]
     return settings
@@ -249,9 +249,11 @@ def _key(compute_type: ComputeType, weight_bytes: int, threads: int) -> Key:
     )
 
 
-def _most_tokens(threads: int, *, parameters: int) -> int:
+def _most_tokens(threads: int, *, lanes: int, parameters: int) -> int:
+    """Return the largest budget that a lane is tried with."""
     # As everywhere on CPUs, a token costs about one FLOP per parameter.
-    return int(min(max(FLOP_PER_THREAD * threads / max(1, parameters), LEAST_TOKENS), MOST_TOKENS))
+    affordable = int(FLOP_PER_THREAD * (threads // lanes) / max(1, parameters))
+    return max(min(affordable, MOST_TOKENS, MOST_TOKENS_AT_ONCE // lanes), LEAST_TOKENS)
 
 
 def _load_translator(files: Path, compute_type: ComputeType, *, lanes: int, threads: int) -> Any:
