@@ -788,13 +788,22 @@ def test_chunk_reserved_behind_one_that_was_to_be_short_is_let_go_when_that_last
         def _forward(self, *args: Any) -> list[Outcome] | None:
             if held(hasty.database, job)[2][0] == "reserved" and not lasted:
                 lasted.append(True)
-                reap = partial(crashes.reap, budgets=BUDGETS)
-                wait_until(lambda: hasty.database.transact(reap) == 1, what="the end of the reservation")
+                wait_until(is_no_longer_renewed, what="a renewal of the running chunk alone")
+                assert hasty.database.transact(end_reservation) == 1
             return super()._forward(*args)
 
+    def is_no_longer_renewed() -> bool:
+        running, reserved = chunk_rows_of(hasty.database, job)[1:3]
+        renewed_after_s = running["lease_until"] - running["started_at"] - hasty.runner.settings.lease_s
+        return bool(renewed_after_s > expected_s and reserved["lease_until"] < running["lease_until"])
+
+    def end_reservation(connection: Connection) -> int:
+        connection.execute(update(chunks).where(chunks.c.state == "reserved").values(lease_until=db_now() - 1))
+        return crashes.reap(connection, budgets=BUDGETS)
+
+    expected_s = 0.6
     lasted: list[bool] = []
-    monkeypatch.setattr("workers.ahead.EXPECTED_S", 0.6)
-    set_lease(hasty, 1.0)
+    monkeypatch.setattr("workers.ahead.EXPECTED_S", expected_s)
     hasty.engine = lambda: Lasting(max_rows=1)
     job = make_job(hasty.database, MANY, per_chunk=4)
     hasty.runner.work()
