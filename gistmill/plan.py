@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -30,14 +31,19 @@ class Range(NamedTuple):
 
 
 def chunk_size(selected: int, *, live_workers: int, dialogues_per_s: float | None) -> int:
-    """Return how many selected dialogues a chunk should hold. No live worker counts as one: it will come."""
+    """Return how many selected dialogues a chunk should hold, so that the last one is about as large as the others.
+
+    No live worker counts as one of several: they will come. A worker that is alone shares with nobody.
+    """
     workers = max(1, live_workers)
-    share = selected // (CHUNKS_PER_WORKER * workers)
     if dialogues_per_s is None:
-        work = max(DIALOGUES_AT_UNKNOWN_SPEED, min(MOST_AT_UNKNOWN_SPEED, selected // (TAIL * workers)))
+        size = max(DIALOGUES_AT_UNKNOWN_SPEED, min(MOST_AT_UNKNOWN_SPEED, selected // (TAIL * workers)))
     else:
-        work = int(CHUNK_S * dialogues_per_s)
-    return max(LEAST_DIALOGUES, min(work, share))
+        size = int(CHUNK_S * dialogues_per_s)
+    if dialogues_per_s is None or live_workers != 1:
+        size = min(size, selected // (CHUNKS_PER_WORKER * workers))
+    chunks = min(round(selected / max(1, size)), selected // LEAST_DIALOGUES)
+    return max(LEAST_DIALOGUES, math.ceil(selected / max(1, chunks)))
 
 
 def plan_all(dialogues: int, size: int) -> Iterator[Range]:

@@ -17,6 +17,7 @@ import structlog
 
 from gistmill.errors import AlreadyRunning, InvalidInput
 from gistmill.states import SCORED_KINDS
+from workers import allocator
 from workers.gpu import SCORING, Device, cpu_device, discover, scoring_device
 from workers.locks import lock_directory, try_lock
 
@@ -150,6 +151,8 @@ class Launcher:
             # CPU workers that each take all cores spend their time waiting for each other.
             share = (os.cpu_count() or 1) // max(1, sum(other.device.uuid != SCORING for other in self.seats))
             environment.setdefault("GISTMILL_WORKER__THREADS", str(max(1, share)))
+            if seat.device.uuid != SCORING:
+                environment |= allocator.environment(environment)
         # In a session of its own, so that Ctrl-C reaches the launcher alone. CUDA reads its variable when torch is imported.
         seat.process = subprocess.Popen(
             self.child_command(seat.device, seat.worker, reading),

@@ -15,6 +15,7 @@ import structlog
 from gistmill.errors import DeviceFull, DeviceTooSmall, ModelUnavailable, UnsupportedModel
 from gistmill.faults import point
 from gistmill.specs import Precision, combined_digest
+from workers import allocator
 from workers.engine.base import Engine
 from workers.engine.fake import FakeEngine
 
@@ -236,6 +237,7 @@ class Residence:
             assert isinstance(base, TakesAdapters)
             base.remove_adapter(place.adapter)
         gc.collect()
+        allocator.give_back_freed()
         log.info("model_evicted", digest=place.digest, adapter=place.adapter)
 
 

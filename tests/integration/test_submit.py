@@ -300,7 +300,7 @@ def test_chunks_follow_the_measured_speed(database: Database, resolve: Callable[
 
     assert size_of() == 250
     database.transact(slow)
-    assert size_of() == 30
+    assert size_of() == 31
     # Nobody has measured beams yet.
     assert size_of(generation={"num_beams": 2}) == 250
     assert size_of(precision="float32") == 250
@@ -317,7 +317,7 @@ def test_speed_of_live_workers_counts_more_than_that_of_workers_that_left(
 
     job_id, _ = submit_job(database, first_tenant(database), spec_of(), resolve_model=resolve)
 
-    assert chunk_rows_of(database, job_of(database, job_id).key)[0].dialogues == 30
+    assert chunk_rows_of(database, job_of(database, job_id).key)[0].dialogues == 31
 
 
 def note_speed(model_digest: str, *, dialogues_per_s: float, device_name: str = "CPU") -> Callable[[Connection], None]:

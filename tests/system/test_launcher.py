@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import die_with_parent, wait_until
+from workers import allocator
 from workers.gpu import cpu_device, scoring_device
 from workers.launcher import worker_command
 
@@ -141,6 +142,25 @@ def test_scoring_gets_one_process_more_that_sees_no_gpu_and_is_replaced_like_oth
     launcher.terminate()
     assert launcher.wait(10) == 0
     assert living(tmp_path) == {}
+
+
+def test_only_workers_that_run_models_on_cpus_keep_freed_memory(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(allocator.TUNABLES, raising=False)
+
+    def count(seats: str, text: str) -> int:
+        """Return how many of two workers keep it."""
+        launcher = launch(text, seats=seats)
+        wait_until(lambda: len(living(tmp_path)) == 2, timeout_s=20)
+        told = [Path(f"/proc/{pid}/environ").read_bytes() for pid in living(tmp_path).values()]
+        launcher.terminate()
+        assert launcher.wait(10) == 0
+        # Just the name: the library cuts the value up in place.
+        return sum(f"\0{allocator.TUNABLES}=".encode() in environment for environment in told)
+
+    assert count("both", "") == 1
+    assert count("both", gpus("a")) == 0
 
 
 def test_second_launcher_without_a_free_gpu_ends_and_one_that_only_scores_does_not(launch: Launch, tmp_path: Path) -> None:

@@ -51,23 +51,48 @@ def test_a_chunk_is_never_small_and_never_more_than_a_workers_share(
     size = chunk_size(selected, live_workers=live_workers, dialogues_per_s=speed)
 
     assert size >= LEAST_DIALOGUES
-    assert size == LEAST_DIALOGUES or size * 4 * max(1, live_workers) <= selected
+    if live_workers != 1 or speed is None:
+        # One more where the rows cannot be shared evenly; at most twice the least where such chunks would be smaller than that.
+        assert (size - 1) * 4 * max(1, live_workers) < selected or size < 2 * LEAST_DIALOGUES
+
+
+@given(selected=st.integers(1, 10**6), live_workers=st.integers(0, 100), speed=st.none() | st.floats(0.001, 10**4))
+def test_the_last_chunk_is_about_as_large_as_the_others(selected: int, live_workers: int, speed: float | None) -> None:
+    size = chunk_size(selected, live_workers=live_workers, dialogues_per_s=speed)
+    chunks = list(plan_all(selected, size))
+
+    # The others have one more each than an even share at most.
+    assert len(chunks) == 1 or chunks[-1].dialogues > size - len(chunks)
+
+
+@given(selected=st.integers(1, 10**6), speed=st.floats(1.0, 10**4))
+def test_a_worker_alone_gets_chunks_of_about_thirty_seconds(selected: int, speed: float) -> None:
+    size = chunk_size(selected, live_workers=1, dialogues_per_s=speed)
+
+    assert size == max(LEAST_DIALOGUES, selected) or 2 / 3 * 30 - 1 <= size / speed <= 3 / 2 * 30 + 1
 
 
 @pytest.mark.parametrize(
     ("selected", "live_workers", "speed", "expected"),
     [
-        (1_000_000, 1, 10.0, 300),
+        (1_000_000, 1, 10.0, 301),
         (1_000_000, 100, 1000.0, 2500),
         (1_000_000, 4, None, 1024),
-        (100_000, 4, None, 390),
-        (20_000, 4, None, 256),
+        (100_000, 4, None, 391),
+        (20_000, 4, None, 257),
         (1_000_000, 4, 0.1, 16),
         (200, 1, None, 50),
         (10, 8, None, 16),
+        (0, 2, None, 16),
+        (500, 1, 8.0, 250),
+        (500, 2, 8.0, 63),
+        (500, 0, 8.0, 125),
+        (500, 1, 16.0, 500),
+        (503, 1, None, 126),
+        (20, 1, None, 20),
     ],
 )
-def test_a_chunk_is_thirty_seconds_of_work_or_a_quarter_of_a_share(
+def test_a_chunk_is_thirty_seconds_of_work_or_a_quarter_of_what_one_of_several_workers_gets(
     selected: int, live_workers: int, speed: float | None, expected: int
 ) -> None:
     assert chunk_size(selected, live_workers=live_workers, dialogues_per_s=speed) == expected
