@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from benchmarks.generation.contestants import Entry
 from benchmarks.generation.figures import Result, Round
 from benchmarks.orchestration.processes import MIB, REPOSITORY, peak_rss_bytes
 from tests.support.servers import die_with_parent
+from workers import allocator
 
 
 class Seat:
@@ -33,6 +35,7 @@ class Seat:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.generation.booth", json.dumps(asdict(entry) | spec)],
                 cwd=REPOSITORY,
+                env=os.environ | _more_environment(entry, spec["device"]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -83,3 +86,8 @@ class Seat:
             raise RuntimeError(f"{self.entry.name} ended: {tail}")
         told: dict[str, Any] = json.loads(line)
         return told
+
+
+def _more_environment(entry: Entry, device: str) -> dict[str, str]:
+    """Return what the launcher adds to a worker's environment, for an engine of ours; a peer runs as its user starts it."""
+    return allocator.environment(os.environ) if entry.kind == "engine" and device == "cpu" else {}
