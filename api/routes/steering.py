@@ -47,7 +47,7 @@ def cancel_job(service: ServiceDep, job_id: str) -> JobView:
 
 @router.post("/{job_id}/pause", status_code=202)
 def pause_job(service: ServiceDep, job_id: str) -> JobView:
-    """Pause a job: what runs is given back after its micro-batch, and nothing more is handed out."""
+    """Pause a job: what runs stops within a step and is given back, and nothing more is handed out."""
     control.pause(service.database, service.tenant_key, job_id)
     return _show(service, job_id)
 

@@ -34,7 +34,7 @@ def cancel(jobs: Jobs = None, where: Where = None, state: State = None, yes: Yes
 
 
 def pause(jobs: Jobs = None, where: Where = None, state: State = None, yes: Yes = False, as_json: Json = False) -> None:
-    """Pause jobs: what runs is given back after its micro-batch, and nothing more is handed out."""
+    """Pause jobs: what runs stops within a step and is given back, and nothing more is handed out."""
     _steer("pause", jobs, where, state, yes=yes, as_json=as_json)
 
 

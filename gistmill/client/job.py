@@ -92,7 +92,7 @@ class Job:
         return self._wish("cancel")
 
     def pause(self) -> Job:
-        """Ask the job to rest: what runs is given back after its micro-batch."""
+        """Ask the job to rest: what runs stops within a step and is given back."""
         return self._wish("pause")
 
     def resume(self) -> Job:

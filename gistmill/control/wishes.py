@@ -38,7 +38,7 @@ def cancel(database: Database, tenant_key: int, job_id: str) -> None:
 
 
 def pause(database: Database, tenant_key: int, job_id: str) -> None:
-    """Pause a job: no chunk of it is handed out, and running ones are given back after their micro-batch.
+    """Pause a job: no chunk of it is handed out, and running ones stop within a step and are given back.
 
     Raises:
         UnknownJob: there is no such job of this tenant.
