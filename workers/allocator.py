@@ -26,7 +26,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def give_back_freed() -> None:
-    """Return to the kernel what is free: behind a model or a training that has left, the next batch needs much less."""
+    """Return to the kernel what is free: behind a model that has left, the next batch needs much less."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
