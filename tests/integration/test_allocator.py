@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from workers import allocator
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told how to keep memory")
+pytestmark = pytest.mark.skipif(not allocator.environment({}), reason="only glibc 2.35 and later is told how to keep memory")
 
 MIB = 2**20
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -115,3 +114,19 @@ def test_model_that_leaves_gives_its_memory_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
 def test_user_who_has_set_the_allocator_keeps_it(variable: str) -> None:
     assert allocator.environment({"PATH": "/bin", variable: "2"}) == {}
+
+
+@pytest.mark.parametrize(("told", "is_set"), [("glibc 2.36", True), ("glibc 2.35", True), ("glibc 2.34", False), (None, False)])
+def test_library_that_is_older_or_none_that_we_know_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, *, is_set: bool
+) -> None:
+    monkeypatch.setattr("workers.allocator.os.confstr", lambda name: told)
+    assert bool(allocator.environment({})) == is_set
+
+
+def test_library_that_is_no_glibc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("workers.allocator.os.confstr", unknown)
+    assert allocator.environment({}) == {}
