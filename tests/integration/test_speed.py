@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ from sqlalchemy import event, func, select, text
 
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import speed
+from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.speed import KEPT, Measurement, Work
 from gistmill.db.tables import chunks, measured_speeds, models
@@ -35,9 +37,13 @@ TOOK = Measurement(
 
 
 def note(database: Database, *measurements: Measurement) -> None:
-    """Write these measurements."""
+    """Write these measurements, each at a later moment than the one before: SQLite's clock counts milliseconds."""
     for measurement in measurements:
         database.transact(lambda connection, made=measurement: speed.record(connection, made))
+        with database.read() as connection:
+            written = connection.scalar(select(db_now()))
+            while connection.scalar(select(db_now())) <= written:
+                time.sleep(0.001)
 
 
 def found(database: Database, work: Work = WORK) -> list[speed.Speed]:
