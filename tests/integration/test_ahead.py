@@ -27,7 +27,7 @@ from gistmill.queue import Bells
 from tests.support.bench import FAST, Bench, work_until_completed
 from tests.support.finetune import add_model
 from tests.support.hands import commit, end, pending, work
-from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take
+from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take, tick
 from tests.support.servers import wait_until
 from workers.engine.base import Outcome
 from workers.engine.fake import FakeEngine
@@ -706,6 +706,7 @@ def test_short_chunk_does_not_begin_with_one_of_another_job_behind_it(
         noted.append((held(hasty.database, mine)[2][0], [state for job in theirs for state, _ in held(hasty.database, job)]))
         if len(noted) == 2:
             theirs.append(make_job(hasty.database, TEXTS, per_chunk=2, tenant_key=other_tenant))
+            tick(hasty.database)
 
     mine = make_job(hasty.database, MANY, per_chunk=2)
     note_begins(hasty, monkeypatch, note)

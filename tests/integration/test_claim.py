@@ -16,7 +16,7 @@ from gistmill.db.session import Database
 from gistmill.db.tables import jobs, tenants
 from gistmill.db.workers import bells_to_ring
 from tests.support.hands import claimed, end
-from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
+from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take, tick
 from tests.support.meanwhile import while_uncommitted
 
 TEXTS = [f"dialogue number {number}" for number in range(8)]
@@ -112,6 +112,7 @@ def test_tenants_take_turns_on_a_single_worker(database: Database) -> None:
     large = make_job(database, TEXTS, per_chunk=1, priority=9)
     order = [work_off_one(database, "w1"), work_off_one(database, "w2")]
     small = make_job(database, TEXTS[:2], per_chunk=1, tenant_key=other)
+    tick(database)
     order += [work_off_one(database, f"w{number}") for number in range(3, 7)]
     assert order == [large, large, large, small, large, small]
 
@@ -119,6 +120,7 @@ def test_tenants_take_turns_on_a_single_worker(database: Database) -> None:
 def work_off_one(database: Database, worker: str) -> int:
     claim = claimed(database, worker)
     end(database, claim)
+    tick(database)
     return claim.job_key
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -11,14 +10,13 @@ from sqlalchemy import event, func, select, text
 
 from gistmill.db import chunks as chunk_rows
 from gistmill.db import speed
-from gistmill.db.clock import db_now
 from gistmill.db.session import Database
 from gistmill.db.speed import KEPT, Measurement, Work
 from gistmill.db.tables import chunks, measured_speeds, models
 from gistmill.errors import LeaseLost
 from gistmill.specs import GenerationParameters
 from tests.support.bench import TEXTS, Bench, work_until_completed
-from tests.support.jobs import MODEL_DIGEST, expire_leases, first_tenant, job_row, make_job, make_worker, take
+from tests.support.jobs import MODEL_DIGEST, expire_leases, first_tenant, job_row, make_job, make_worker, take, tick
 
 WORK = Work.of(MODEL_DIGEST, "native", GenerationParameters())
 TOOK = Measurement(
@@ -37,13 +35,10 @@ TOOK = Measurement(
 
 
 def note(database: Database, *measurements: Measurement) -> None:
-    """Write these measurements, each at a later moment than the one before: SQLite's clock counts milliseconds."""
+    """Write these measurements, each at a later moment than the one before."""
     for measurement in measurements:
         database.transact(lambda connection, made=measurement: speed.record(connection, made))
-        with database.read() as connection:
-            written = connection.scalar(select(db_now()))
-            while connection.scalar(select(db_now())) <= written:
-                time.sleep(0.001)
+        tick(database)
 
 
 def found(database: Database, work: Work = WORK) -> list[speed.Speed]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,6 +153,14 @@ def chunk_rows_of(database: Database, key: int) -> list[Any]:
     with database.read() as connection:
         query = select(chunks).where(chunks.c.job_key == key).order_by(chunks.c.ordinal)
         return list(connection.execute(query).mappings())
+
+
+def tick(database: Database) -> None:
+    """Wait until the database's clock, which counts milliseconds in SQLite, shows a later moment."""
+    with database.read() as connection:
+        before = connection.execute(select(db_now())).scalar_one()
+        while connection.execute(select(db_now())).scalar_one() <= before:
+            time.sleep(0.0005)
 
 
 def expire_leases(database: Database) -> None:
