@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from json.encoder import encode_basestring_ascii
 from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, or_, select, text, update
@@ -388,7 +389,7 @@ def _number_rows(
 ) -> Iterator[tuple[Any, ...]]:
     """Make the rows of `ROW_COLUMNS`; `counts` holds how often each dialogue occurred before, and counts on."""
     for number, (row, key) in enumerate(zip(rows, keys, strict=True), start=lease.rows):
-        references = json.dumps(list(row.references)) if row.references else "[]"
+        references = f"[{', '.join(map(encode_basestring_ascii, row.references))}]"
         metadata = json.dumps(dict(row.metadata)) if row.metadata else "{}"
         yield lease.dataset_key, number, row.id, key, counts[key], references, metadata
         counts[key] += 1

@@ -101,7 +101,7 @@ ODD = "\"'\\/\x01\x1f\x7f\u2028 ü 😀\t\r\n</a>"
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"references": [ODD]}, {"b": ODD, "a": None}, {"references": [ODD], "a": [1, {"b": 2.5}]}]
+    "more", [{}, {"references": [ODD, "Hi."]}, {"b": ODD, "a": None}, {"references": [ODD], "a": [1, {"b": 2.5}]}]
 )
 def test_a_digest_is_the_one_that_stored_datasets_have(tmp_path: Path, more: dict[str, Any]) -> None:
     path = write_rows(tmp_path, {"id": "1", "dialogue": "Ann: hi"} | more, {"id": ODD, "dialogue": ODD})
