@@ -58,12 +58,14 @@ def full() -> list[Stage]:
     judged = (LOOP, DIRECT, DIRECT_INT8, *(entry for entry in fast if entry.engine == ENGINE_CTRANSLATE2.engine))
     base = (LOOP, SORTED, DIRECT, DIRECT_INT8, *fast)
     small = Stage("small", "small", everybody, (DISTINCT, THRICE, *int8), (TWO_WORKERS,), 2, 40, slow_s=13, tune_rows=40)
-    short = replace(small, name="gist-tiny", model="gist-tiny", most_tokens=128, ends_by_itself=True, round_s=6, slow_s=3)
+    short = replace(small, name="gist-tiny", model="gist-tiny", one_worker=(DISTINCT, THRICE), two_workers=())
+    # Its dialogues are short: an engine's trial takes a quarter of them, and without one the rounds would be its trials.
+    short = replace(short, most_tokens=128, ends_by_itself=True, round_s=6, slow_s=3, tune_rows=MOST_ROWS)
     return [
         small,
         replace(small, name="small-500", entries=judged, two_workers=(), least_rows=MOST_ROWS, is_judged=True),
         Stage("base", "base", base, (DISTINCT,), (), 2, round_s=25, slow_s=13, tune_rows=16),
-        replace(short, one_worker=(DISTINCT, THRICE), two_workers=()),
+        short,
     ]
 
 
