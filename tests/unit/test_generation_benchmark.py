@@ -165,18 +165,22 @@ def run_of(stage: dict[str, object]) -> dict[str, object]:
     }
 
 
-def test_the_section_of_the_page_is_replaced_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "benchmarks.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    monkeypatch.setattr(report, "DOCS", page)
-    monkeypatch.setattr(report, "as_markdown", lambda run: "new")
+def test_the_sections_of_both_pages_are_replaced_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DOCS", "README"):
+        page = tmp_path / name
+        page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+        monkeypatch.setattr(report, name, page)
+    monkeypatch.setattr(report, "as_markdown", lambda run: "all")
+    monkeypatch.setattr(report, "as_highlights", lambda run: "few")
     report.write_docs({})
-    assert page.read_text() == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    for name, text in {"DOCS": "all", "README": "few"}.items():
+        assert (tmp_path / name).read_text() == f"before\n{report.BEGIN}\n{text}\n{report.END}\nafter\n"
 
 
-def test_the_page_has_the_section_that_a_full_run_replaces() -> None:
-    page = report.DOCS.read_text(encoding="utf-8")
-    assert page.count(report.BEGIN) == page.count(report.END) == 1
+def test_both_pages_show_the_figures_of_the_last_full_run() -> None:
+    run = json.loads(command.RESULTS.read_text(encoding="utf-8"))
+    for page, text in {report.DOCS: report.as_markdown(run), report.README: report.as_highlights(run)}.items():
+        assert page.read_text(encoding="utf-8").count(f"{report.BEGIN}\n{text}\n{report.END}") == 1
 
 
 @pytest.mark.parametrize(("system_per_s", "status"), [(8.0, 0), (2.0, 1)], ids=["as it should be", "collapsed"])
