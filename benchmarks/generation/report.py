@@ -66,11 +66,9 @@ def write_json(path: Path, run: dict[str, Any]) -> None:
 def as_markdown(run: dict[str, Any]) -> str:
     """Return where and with what the run was made, a table per stage, and the goals."""
     machine, versions = run["machine"], ", ".join(f"{name} {value}" for name, value in run["versions"].items())
-    changed = " with uncommitted changes" if run["has_uncommitted_changes"] else ""
     work = run["data"]
     parts = [
-        f"{run['date'][:10]}, commit `{run['commit'][:12]}`{changed}; {run['threads']} threads of {machine['cores']} cores"
-        f" ({machine['cpu']}), {machine['memory_gib']} GiB, {machine['system']}, load average at the start"
+        f"{_origin(run)}, {machine['memory_gib']} GiB, {machine['system']}, load average at the start"
         f" {machine['load_average_at_start'][0]}; device {run['device']}; {versions}. Dialogues: {work}.",
     ]
     for name, stage in run["stages"].items():
@@ -83,14 +81,7 @@ def as_markdown(run: dict[str, Any]) -> str:
 def as_highlights(run: dict[str, Any]) -> str:
     """Return the few lines of a full run that the README shows."""
     figures = next(run["stages"][stage.name] for stage in plan.full() if stage.is_judged)["contestants"]
-    machine = run["machine"]
-    lines = [
-        f"{run['date'][:10]}, commit `{run['commit'][:12]}`, {run['threads']} threads of {machine['cores']} cores"
-        f" ({machine['cpu']}):",
-        "",
-        "| | dialogues/s | times the loop |",
-        "|---|---|---|",
-    ]
+    lines = [f"{_origin(run)}:", "", "| | dialogues/s | times the loop |", "|---|---|---|"]
     for name, what in HIGHLIGHTS.items():
         lines.append(f"| {what} | {figures[name]['dialogues_per_s']:.1f} | {figures[name]['times_loop']:.1f} |")
     return "\n".join(lines)
@@ -100,6 +91,13 @@ def write_docs(run: dict[str, Any]) -> None:
     """Put the sections into docs/benchmarks.md and the README in place of the last ones."""
     replace_section(DOCS, BEGIN, END, as_markdown(run))
     replace_section(README, BEGIN, END, as_highlights(run))
+
+
+def _origin(run: dict[str, Any]) -> str:
+    """Return the day, the commit and the processor of a run."""
+    changed = " with uncommitted changes" if run["has_uncommitted_changes"] else ""
+    cores = f"{run['threads']} threads of {run['machine']['cores']} cores ({run['machine']['cpu']})"
+    return f"{run['date'][:10]}, commit `{run['commit'][:12]}`{changed}; {cores}"
 
 
 def _describe(result: Result, results: Mapping[str, Result], limit: float | None) -> dict[str, Any]:

@@ -389,6 +389,7 @@ def _number_rows(
 ) -> Iterator[tuple[Any, ...]]:
     """Make the rows of `ROW_COLUMNS`; `counts` holds how often each dialogue occurred before, and counts on."""
     for number, (row, key) in enumerate(zip(rows, keys, strict=True), start=lease.rows):
+        # As `json.dumps` writes them, without an encoder for each row.
         references = f"[{', '.join(map(encode_basestring_ascii, row.references))}]"
         metadata = json.dumps(dict(row.metadata)) if row.metadata else "{}"
         yield lease.dataset_key, number, row.id, key, counts[key], references, metadata

@@ -94,9 +94,8 @@ def test_each_stage_works_while_the_next_one_does(bench: Bench, monkeypatch: pyt
         time.sleep(0.1)
         spans[stage].append((began_at, time.monotonic()))
 
-    def overlap(one: str, other: str) -> bool:
-        pairs = [(first, second) for first in spans[one] for second in spans[other]]
-        return any(first[0] < second[1] and second[0] < first[1] for first, second in pairs)
+    def overlaps(one: str, other: str) -> int:
+        return sum(any(a < d and c < b for c, d in spans[other]) for a, b in spans[one])
 
     class Slow(FakeEngine):
         def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
@@ -113,8 +112,9 @@ def test_each_stage_works_while_the_next_one_does(bench: Bench, monkeypatch: pyt
     make_job(bench.database, texts, per_chunk=len(texts))
     claim = claim_of(bench)
     bench.handler.run(claim, watch_of(claim))
-    assert overlap("read", "generate")
-    assert overlap("generate", "record")
+    # Not each: one thread may be kept waiting by what else runs on the machine.
+    assert 2 * overlaps("read", "generate") >= len(spans["read"])
+    assert 2 * overlaps("record", "generate") >= len(spans["record"])
 
 
 @pytest.mark.parametrize("is_sampling", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from gistmill.db.session import Database
 from gistmill.db.tables import chunks, dataset_dialogues, dataset_rows, datasets, dialogues, jobs, recipes, tenants
 from gistmill.db.workers import Registration, register
 from gistmill.specs import SPEC_VERSION, SummarizeSpec, digest_of, recipe
+from tests.support.servers import wait_until
 
 MODEL_DIGEST = "a" * 64
 
@@ -159,8 +159,7 @@ def tick(database: Database) -> None:
     """Wait until the database's clock, which counts milliseconds in SQLite, shows a later moment."""
     with database.read() as connection:
         before = connection.execute(select(db_now())).scalar_one()
-        while connection.execute(select(db_now())).scalar_one() <= before:
-            time.sleep(0.0005)
+        wait_until(lambda: connection.execute(select(db_now())).scalar_one() > before, what="the database's clock")
 
 
 def expire_leases(database: Database) -> None:
