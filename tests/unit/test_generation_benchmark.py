@@ -16,6 +16,8 @@ from benchmarks.generation.figures import Result, Round, agreement, padded_posit
 from benchmarks.generation.goals import FULL, QUICK, Goal, judge
 from benchmarks.generation.roofline import ACCELERATORS, Shape, count_work, limit_rows_per_s
 from benchmarks.generation.work import make_dialogues, read_dialogues, spread_evenly, write_rows
+from workers.engine.ctranslate2 import MAX_ROWS, MOST_TOKENS
+from workers.engine.tuning import Setting, list_lanes, trial_rows
 
 BASE = Shape(d_model=768, inner=768, d_ff=2048, encoder_layers=12, decoder_layers=12, vocabulary=32_128, is_gated=True)
 
@@ -125,6 +127,12 @@ def test_every_goal_of_a_full_run_speaks_of_contestants_of_the_small_shape_or_of
     stage = plan.full()[0]
     names = {each.name for each in (*stage.entries, *stage.one_worker, *stage.two_workers)} | {plan.INT8.name}
     assert {name for goal in FULL for name in (goal.one, goal.other)} <= names
+
+
+def test_short_dialogues_are_enough_for_a_trial_of_the_largest_batches() -> None:
+    short = next(stage for stage in plan.full() if stage.ends_by_itself)
+    settings = [Setting(lanes, tokens) for lanes in list_lanes(2) for tokens in (MOST_TOKENS // 2, MOST_TOKENS)]
+    assert trial_rows([92] * short.tune_rows, settings, max_rows=MAX_ROWS) > 0
 
 
 def test_tables_give_ratios_to_the_loop_and_copies_take_no_arithmetic() -> None:
