@@ -734,18 +734,33 @@ def test_nothing_is_reserved_behind_the_successor_of_a_chunk_that_failed(hasty: 
     ]
 
 
-def test_first_page_behind_a_short_chunk_is_read_while_it_runs(hasty: Bench) -> None:
+def record_behind_the_reader(bench: Bench, monkeypatch: pytest.MonkeyPatch, first_looks: Sequence[object]) -> None:
+    """Write down what a chunk of four has only when its successor, if one is reserved, was looked at too.
+
+    With an engine that takes no time it may be over before the reader's thread begins, which then has nothing to do any more.
+    """
+
+    def wait(name: str, *, claim: Claim, **_: object) -> None:
+        if name == "record.begun" and bench.runner.ahead.is_held:
+            wait_until(lambda: len(first_looks) >= claim.first_rank // 4 + 2, what="a look at the next chunk")
+
+    monkeypatch.setattr("workers.handlers.recording.point", wait)
+
+
+def test_first_page_behind_a_short_chunk_is_read_while_it_runs(hasty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     class Noting(FakeEngine):
         def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
-            read.extend((threading.current_thread().name[:6],) * len(texts))
+            assert len(texts) == 4
+            read.append(threading.current_thread().name[:6])
             return super()._encode(texts, limit)
 
     hasty.engine = lambda: Noting(max_rows=2)
     job = make_job(hasty.database, MANY, per_chunk=4)
+    record_behind_the_reader(hasty, monkeypatch, read)
     hasty.runner.work()
-    assert read == ["MainTh"] * 8 + ["reader"] * 8
+    assert read == ["MainTh", "MainTh", "reader", "reader"]
     assert job_row(hasty.database, job)["succeeded"] == 16
 
 
@@ -762,6 +777,7 @@ def test_first_page_behind_a_short_chunk_of_summaries_that_exist_is_looked_up_wh
     make_job(hasty.database, MANY, per_chunk=4)
     hasty.runner.work()
     monkeypatch.setattr(pages, "load_pending", load_pending)
+    record_behind_the_reader(hasty, monkeypatch, looked)
     again = make_job(hasty.database, MANY, per_chunk=4)
     hasty.runner.work()
     assert looked == [("MainTh", 0), ("MainTh", 4), ("reader", 8), ("reader", 12)]

@@ -14,7 +14,7 @@ from gistmill.db import models
 from gistmill.db.session import Database
 from gistmill.db.tables import jobs
 from tests.support.api import api_settings, listening_api, running_api
-from tests.support.jobs import first_tenant, job_row, make_dataset, make_job
+from tests.support.jobs import first_tenant, job_row, make_dataset, make_job, make_worker, take
 
 TEXTS = [f"dialogue number {number:02}" for number in range(4)]
 
@@ -68,8 +68,10 @@ def test_selection_is_counted_first_and_then_steered(api: TestClient, sqlite_onl
 
 
 def test_refused_jobs_are_named_with_their_reason(api: TestClient, sqlite_only: Database) -> None:
-    job = make_job(sqlite_only, TEXTS[:1], labels={"a": "b"}, state="failed", not_run=1)
-    sqlite_only.transact(lambda c: c.execute(update(jobs).where(jobs.c.key == job).values(chunks_left=1)))
+    job = make_job(sqlite_only, TEXTS[:1], labels={"a": "b"})
+    # Its chunk still runs: the service's own sweep would close one that waits.
+    assert take(sqlite_only, make_worker(sqlite_only, "ada"))
+    sqlite_only.transact(lambda c: c.execute(update(jobs).where(jobs.c.key == job).values(state="failed", not_run=1)))
     done = api.post("/v1/jobs/steer", json={"action": "retry", "where": ["label.a=b"]}).json()
     assert (done["changed"], done["refused"], done["refusals"][0]["code"]) == (0, 1, "job_not_over")
 

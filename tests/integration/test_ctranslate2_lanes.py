@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,40 @@ def wait_until_idle(engine: CTranslate2Engine) -> None:
     wait_until(lambda: translator.num_active_batches == translator.num_queued_batches == 0, timeout_s=2, what="idle lanes")
 
 
+class Meeting(CTranslate2Engine):
+    """Goes on from the first step of a batch when the other lane is at its own; no row ends before its limit."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._ends = [len(self._names) - 1]
+        self.met = threading.Barrier(1)
+
+    def _forward(self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]) -> Any:
+        steps = count()
+
+        def meet_and_ask() -> bool:
+            if next(steps) == 0:
+                self.met.wait()
+            return should_stop()
+
+        return super()._forward(rows, parameters, meet_and_ask)
+
+
 def test_stop_ends_both_lanes_within_a_step(flan: Path, store: Store) -> None:
-    engine = in_lanes(flan, store, 2, budget_tokens=2_000)
-    ends_at: list[float] = []
+    in_lanes(flan, store, 2)
+    (files,) = (store.root / "converted").iterdir()
+    engine = Meeting(flan, files, threads=2, lanes=2, budget_tokens=2_000)
+    met_at: list[float] = []
+    engine.met = threading.Barrier(2, action=lambda: met_at.append(time.monotonic()), timeout=10)
 
-    def stop_once_both_run() -> bool:
-        if not ends_at and engine._translator.num_active_batches == 2:
-            ends_at.append(time.monotonic())
-        return bool(ends_at)
-
-    # Twice the same texts of no end, so that each lane has one batch and neither ends before.
-    outcomes = list(start(engine, prompts_of(["the cat " * 120] * 16), LONG, stop_once_both_run))
+    # Each lane has one batch.
+    outcomes = list(start(engine, prompts_of(["the cat " * 120] * 16), LONG, lambda: bool(met_at)))
 
     assert outcomes == []
-    assert time.monotonic() - ends_at[0] < 10
+    assert time.monotonic() - met_at[0] < 10
     wait_until_idle(engine)
     assert lanes_alive() == 0
+    engine.met = threading.Barrier(1)
     assert len(complete(engine, prompts_of(TEXTS[:4]), SHORT)) == 4, "it can be used again"
 
 
