@@ -74,7 +74,7 @@ def test_what_cannot_be_done_says_what_to_do(stack: Home, train: str, tmp_path: 
     shots = ("prompts", "add", "wrong", "--kind", "few-shot", "--data")
     for arguments, status, said in (
         (("summarize", train, "--model", "gist-tiny", "--prompt", "one-shot"), 4, "prompts add one-shot --kind one-shot"),
-        (("prompts", "show", "breif"), 4, "Did you mean"),
+        (("prompts", "show", "instrution"), 4, "Did you mean"),
         (("prompts", "add", "none", "--template", "{dialogue}"), 6, "built-in"),
         (("prompts", "add", "../wrong", "--template", "{dialogue}"), 1, "not a name"),
         (("prompts", "add", "wrong", "--template", str(tmp_path / "nosuch.txt")), 1, "There is no file"),

@@ -12,6 +12,7 @@ import pytest
 
 from gistmill.errors import DeviceOutOfMemory, GenerationFailed
 from gistmill.specs import GenerationParameters
+from tests.support.servers import wait_until
 from workers.engine.base import Completion, Failure, Outcome, Prompt, Row
 from workers.engine.batched import BatchFailed
 from workers.engine.fake import FakeEngine
@@ -83,13 +84,11 @@ def test_batches_come_in_the_order_in_which_they_finish() -> None:
 
 def test_next_batch_is_begun_before_one_is_handed_over() -> None:
     begun: list[int] = []
-    batches = start(Laned(lambda rows: begun.append(rows[0].prompt.key)))
-
-    next(batches)
-
-    # Two, and one in the place of each that was finished by then; with two lanes at most two were.
-    assert 3 <= len(begun) <= 4
-    batches.close()
+    with closing(start(Laned(lambda rows: begun.append(rows[0].prompt.key)))) as batches:
+        next(batches)
+        # Two, and one in the place of each that was finished by then; with two lanes at most two were.
+        wait_until(lambda: len(begun) >= 3, what="the batch in the place of the one handed over")
+        assert len(begun) <= 4
 
 
 def test_one_thread_at_a_time_asks_whether_to_stop_and_never_while_the_caller_is_busy() -> None:
