@@ -24,7 +24,7 @@ from gistmill.db.session import Database
 from gistmill.db.tables import chunks, jobs, tenants, workers
 from gistmill.errors import ChunkFailed, LeaseLost, StoreUnavailable
 from gistmill.queue import Bells
-from tests.support.bench import FAST, Bench, work_until_completed
+from tests.support.bench import FAST, Bench, Patient, work_until_completed
 from tests.support.finetune import add_model
 from tests.support.hands import commit, end, pending, work
 from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take, tick
@@ -458,19 +458,14 @@ def test_pause_gives_the_reserved_chunk_back_and_a_cancel_closes_it(looking: Ben
 
 
 def test_reserved_chunk_outlives_its_lease_while_the_running_one_is_worked_on(looking: Bench) -> None:
-    class Slow(FakeEngine):
-        """Its first chunk ends with a row that takes longer than the lease."""
-
-        def _forward(self, rows: Any, parameters: Any, should_stop: Callable[[], bool]) -> list[Outcome] | None:
-            if ("reserved", 1) in held(looking.database, job) and not slept:
-                slept.append(True)
-                until = time.monotonic() + 1.5 * looking.runner.settings.lease_s
-                wait_until(lambda: should_stop() or time.monotonic() > until, what="the end of the first lease")
-            return super()._forward(rows, parameters, should_stop)
+    def outlast_the_lease(should_stop: Callable[[], bool]) -> None:
+        slept.append(True)
+        until = time.monotonic() + 1.5 * looking.runner.settings.lease_s
+        wait_until(lambda: should_stop() or time.monotonic() > until, what="the end of the first lease")
 
     slept: list[bool] = []
     set_lease(looking, 3.0)
-    looking.engine = lambda: Slow(max_rows=1, seconds_per_row=0.05)
+    looking.engine = lambda: Patient(looking.database, job, outlast_the_lease)
     job = make_job(looking.database, MANY, per_chunk=4)
     looking.runner.work()
     assert slept
@@ -494,7 +489,7 @@ def test_lost_reservation_is_found_when_its_turn_comes_and_its_pages_are_dropped
         return real()
 
     monkeypatch.setattr(looking.runner.ahead, "take_up", take_up)
-    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    looking.engine = lambda: Patient(looking.database, job)
     job = make_job(looking.database, MANY, per_chunk=4)
     looking.runner.work()
     assert stolen == [chunk_rows_of(looking.database, job)[1]["key"]]
@@ -529,7 +524,7 @@ def test_lost_answer_to_a_reservation_or_its_begin_is_settled_before_the_next_cl
     monkeypatch.setattr(ahead, lost, noting)
     monkeypatch.setattr(looking.database, "transact", lossy)
     monkeypatch.setattr(summarize, "SHORT_S", 60.0)
-    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.05)
+    looking.engine = lambda: Patient(looking.database, job)
     job = make_job(looking.database, MANY, per_chunk=4)
     looking.runner.work()
     assert unanswered
@@ -542,16 +537,13 @@ def test_lost_answer_to_a_reservation_or_its_begin_is_settled_before_the_next_cl
 
 
 def test_worker_that_loses_its_running_chunk_gives_the_reserved_one_back(looking: Bench) -> None:
-    class LosesOnce(FakeEngine):
-        def _forward(self, *args: Any) -> list[Outcome] | None:
-            if ("reserved", 1) in held(looking.database, job) and not lost:
-                lost.append(True)
-                assert looking.heartbeat._watch is not None
-                looking.heartbeat._watch.stop(LeaseLost())
-            return super()._forward(*args)
+    def lose(_: object) -> None:
+        lost.append(True)
+        assert looking.heartbeat._watch is not None
+        looking.heartbeat._watch.stop(LeaseLost())
 
     lost: list[bool] = []
-    looking.engine = lambda: LosesOnce(max_rows=1, seconds_per_row=0.05)
+    looking.engine = lambda: Patient(looking.database, job, lose)
     job = make_job(looking.database, MANY, per_chunk=4)
     looking.runner.work()
     assert lost
@@ -561,15 +553,10 @@ def test_worker_that_loses_its_running_chunk_gives_the_reserved_one_back(looking
 
 
 def test_chunk_that_fails_leaves_the_reserved_one_to_its_turn(looking: Bench) -> None:
-    class FailsOnce(FakeEngine):
-        def _forward(self, *args: Any) -> list[Outcome] | None:
-            if ("reserved", 1) in held(looking.database, job) and not failed:
-                failed.append(True)
-                raise KeyError("a bug")
-            return super()._forward(*args)
+    def fail(_: object) -> None:
+        raise KeyError("a bug")
 
-    failed: list[bool] = []
-    looking.engine = lambda: FailsOnce(max_rows=1, seconds_per_row=0.05)
+    looking.engine = lambda: Patient(looking.database, job, fail)
     job = make_job(looking.database, MANY, per_chunk=4)
     work_until_completed(looking, job)
     rows = chunk_rows_of(looking.database, job)
@@ -595,7 +582,7 @@ def test_next_chunk_is_asked_for_only_when_little_work_is_left(
 def test_bell_is_passed_on_when_a_chunk_is_claimed_ahead(looking: Bench, redis_url: str) -> None:
     # Nobody else may ring.
     looking.heartbeat.stop()
-    looking.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    looking.engine = lambda: Patient(looking.database, job)
     job = make_job(looking.database, MANY, per_chunk=2)
     claim = take(looking.database, looking.runner.claimant)
     assert claim is not None
@@ -611,12 +598,12 @@ def test_bell_is_passed_on_when_a_chunk_is_claimed_ahead(looking: Bench, redis_u
 def test_pages_of_the_running_chunk_are_read_before_the_next_chunk_is_asked_for(looking: Bench) -> None:
     asked: list[bool] = []
 
-    class Noting(FakeEngine):
+    class Noting(Patient):
         def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
             asked.append(("reserved", 1) in held(looking.database, job))
             return super()._encode(texts, limit)
 
-    looking.engine = lambda: Noting(max_rows=1, seconds_per_row=0.02)
+    looking.engine = lambda: Noting(looking.database, job)
     job = make_job(looking.database, [f"dialogue number {number:02}" for number in range(48)], per_chunk=12)
     claim = take(looking.database, looking.runner.claimant)
     assert claim is not None

@@ -50,16 +50,17 @@ def render(api: TestClient, **body: Any) -> Any:
 
 
 def test_prompt_is_added_once_and_read_back(shared: TestClient) -> None:
-    first = shared.post("/v1/prompts", json=SHOTS)
-    again = shared.post("/v1/prompts", json=SHOTS)
+    mine = SHOTS | {"name": "added-once"}
+    first = shared.post("/v1/prompts", json=mine)
+    again = shared.post("/v1/prompts", json=mine)
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
     assert [example["row"] for example in first.json()["examples"]] == [10, 20]
-    for reference in ("my-shots", "my-shots@1"):
+    for reference in ("added-once", "added-once@1"):
         assert shared.get(f"/v1/prompts/{reference}").json() == first.json()
     names = [view["name"] for view in shared.get("/v1/prompts").json()["data"]]
     assert names[:3] == ["none", "instruction", "instruction-dialogue"]
-    assert "my-shots" in names
+    assert "added-once" in names
 
 
 def test_render_shows_the_prompt_of_a_real_row(shared: TestClient) -> None:

@@ -19,7 +19,7 @@ from gistmill.db.pending import Unit
 from gistmill.db.results import Made
 from gistmill.db.tables import dialogues, generations, results
 from gistmill.specs import GenerationParameters
-from tests.support.bench import FAST, Bench, work_until_completed
+from tests.support.bench import FAST, Bench, Patient, work_until_completed
 from tests.support.jobs import chunk_rows_of, job_row, make_job, make_worker, take
 from tests.support.servers import wait_until
 from workers.engine import transformers
@@ -278,7 +278,7 @@ def test_error_of_the_handler_leaves_the_next_chunk_to_a_stream_of_its_own(
 
 
 def test_pages_of_the_next_chunk_are_not_taken_for_those_of_another(succeeding: Bench) -> None:
-    succeeding.engine = lambda: FakeEngine(max_rows=1, seconds_per_row=0.02)
+    succeeding.engine = lambda: Patient(succeeding.database, job)
     job = make_job(succeeding.database, TEXTS, per_chunk=PER_CHUNK)
     ran: list[int] = []
     for _ in range(2):
@@ -336,15 +336,22 @@ def test_graph_fills_its_slots_from_the_next_chunk_and_writes_what_transformers_
 ) -> None:
     mixed: list[bool] = []
     real = Stream._step
+    slots = 6
+
+    def is_next_chunk_read() -> bool:
+        following = succeeding.handler._succession._next
+        return following is not None and following.pages.is_ready
 
     def step(stream: Stream) -> list[Outcome]:
+        if len(stream._flights) < slots and not any(mixed):
+            wait_until(is_next_chunk_read, what="the first page of the next chunk")
         keys = sorted(flight.row.prompt.key for flight in stream._flights.values())
         # Each chunk has sixteen.
         mixed.append(bool(keys) and keys[0] // 16 != keys[-1] // 16)
         return real(stream)
 
     monkeypatch.setattr(Stream, "_step", step)
-    monkeypatch.setattr(graph, "CPU_MAX_ROWS", 6)
+    monkeypatch.setattr(graph, "CPU_MAX_ROWS", slots)
     texts = [f"#Person1#: Is the report on the {thing} ready?" for thing in TEXTS for _ in range(4)]
     texts = [text + " It is number nine." * (number % 4) + "!" * number for number, text in enumerate(texts)]
     found = []

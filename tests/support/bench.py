@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,11 @@ from gistmill.db.session import Database
 from gistmill.db.tables import results
 from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
-from gistmill.specs import Precision
+from gistmill.specs import GenerationParameters, Precision
 from gistmill.sweep import Sweeper
-from tests.support.jobs import job_row, make_worker
+from tests.support.jobs import chunk_rows_of, job_row, make_worker
 from tests.support.servers import wait_until
-from workers.engine.base import Engine
+from workers.engine.base import Engine, Outcome, Row
 from workers.engine.fake import FakeEngine
 from workers.handlers.summarize import SummarizeHandler
 from workers.heartbeat import Heartbeat
@@ -44,6 +44,32 @@ class Bench:
     loads: list[str] = field(default_factory=list)
     engine: Callable[[], Engine] = FakeEngine
     exits: list[int] = field(default_factory=list)
+
+
+class Patient(FakeEngine):
+    """Makes one row at a time; before the last one of the first chunk it waits until another is reserved, and calls `then`.
+
+    An engine that takes a while instead may be through before the reader's thread has asked for the next chunk.
+    """
+
+    def __init__(
+        self, database: Database, job: int, then: Callable[[Callable[[], bool]], None] = lambda should_stop: None
+    ) -> None:
+        super().__init__(max_rows=1)
+        self._database, self._job, self._then = database, job, then
+        self._left = chunk_rows_of(database, job)[0]["dialogues"]
+
+    def _forward(
+        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+    ) -> list[Outcome] | None:
+        self._left -= len(rows)
+        if self._left == 0:
+            wait_until(self._is_one_reserved, what="a reserved chunk")
+            self._then(should_stop)
+        return super()._forward(rows, parameters, should_stop)
+
+    def _is_one_reserved(self) -> bool:
+        return any(chunk["state"] == "reserved" for chunk in chunk_rows_of(self._database, self._job))
 
 
 @contextmanager
