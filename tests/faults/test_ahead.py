@@ -15,8 +15,10 @@ from tests.support.invariants import assert_all_ended, wait_for_end
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job
 from tests.support.servers import wait_until
 
-# Two micro-batches of the fake engine to a chunk: behind the first one the next chunk is claimed.
+# Two micro-batches of the fake engine to a chunk: behind the first one the next chunk is claimed, for which the second leaves
+# 0.4 s.
 PER_CHUNK = 12
+UNHURRIED_S = 0.1
 TEXTS = [f"dialogue number {number:02} about something" for number in range(4 * PER_CHUNK)]
 
 
@@ -45,7 +47,7 @@ def start_one_with_a_reserved_chunk(database: Database, fleet: Fleet, *, seconds
 
 def test_worker_killed_with_a_reserved_chunk_costs_that_one_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    victim = fleet.start(seconds_per_row=0.02, drill=[kill_at("ahead.committed")])
+    victim = fleet.start(seconds_per_row=UNHURRIED_S, drill=[kill_at("ahead.committed")])
     assert victim.wait(20) == -signal.SIGKILL
     assert chunks_of(database, job)[1] == ("reserved", 1, 0, 0)
     fleet.start()
@@ -56,8 +58,7 @@ def test_worker_killed_with_a_reserved_chunk_costs_that_one_nothing(database: Da
 
 def test_worker_killed_as_its_reserved_chunk_begins_loses_and_doubles_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    # Chunks that take no time are not worth a claim ahead.
-    victim = fleet.start(seconds_per_row=0.02, drill=[kill_at("claim.committed", nth=2)])
+    victim = fleet.start(seconds_per_row=UNHURRIED_S, drill=[kill_at("claim.committed", nth=2)])
     assert victim.wait(20) == -signal.SIGKILL
     assert "ahead.committed" in [entry.event for entry in fleet.ledger.read()]
     assert chunks_of(database, job)[1][0] == "running"
@@ -68,7 +69,7 @@ def test_worker_killed_as_its_reserved_chunk_begins_loses_and_doubles_nothing(da
 
 def test_zombie_that_wakes_with_a_reserved_chunk_writes_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    zombie = fleet.start(seconds_per_row=0.02, drill=[stop_at("ahead.committed")])
+    zombie = fleet.start(seconds_per_row=UNHURRIED_S, drill=[stop_at("ahead.committed")])
     wait_until(lambda: bool(fleet.ledger.blows()), timeout_s=20, what="the blow")
     fleet.start()
     wait_for_end(database, job)
@@ -89,7 +90,7 @@ def test_zombie_that_wakes_with_a_reserved_chunk_writes_nothing(database: Databa
 def test_reply_lost_to_a_reservation_or_its_begin_costs_nothing(
     database: Database, fleet: Fleet, blow: Blow, epochs: tuple[int, ...]
 ) -> None:
-    fleet.start(seconds_per_row=0.02, drill=[blow])
+    fleet.start(seconds_per_row=UNHURRIED_S, drill=[blow])
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
     wait_for_end(database, job)
     assert fleet.ledger.blows() == {"lose_reply": 1}
