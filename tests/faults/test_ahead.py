@@ -12,13 +12,13 @@ from gistmill.db.session import Database
 from tests.support.faults import Blow, kill_at, lose_reply_at, stop_at
 from tests.support.fleet import Fleet
 from tests.support.invariants import assert_all_ended, wait_for_end
-from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job
+from tests.support.jobs import chunk_rows_of, first_tenant, has_reserved_chunk, job_row, make_job
 from tests.support.servers import wait_until
 
 # Two micro-batches of the fake engine to a chunk: behind the first one the next chunk is claimed, for which the second leaves
-# 0.4 s.
+# 0.6 s.
 PER_CHUNK = 12
-UNHURRIED_S = 0.1
+SECONDS_PER_ROW = 0.15
 TEXTS = [f"dialogue number {number:02} about something" for number in range(4 * PER_CHUNK)]
 
 
@@ -34,20 +34,16 @@ def assert_unharmed(database: Database, job: int) -> None:
     assert chunks_of(database, job)[1:4] == [("done", epoch, 0, 0) for epoch in (2, 1, 1)]
 
 
-def is_reserved(database: Database, job: int) -> bool:
-    return "reserved" in [state for state, *_ in chunks_of(database, job)]
-
-
-def start_one_with_a_reserved_chunk(database: Database, fleet: Fleet, *, seconds_per_row: float = 0.15) -> int:
+def start_one_with_a_reserved_chunk(database: Database, fleet: Fleet) -> int:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    fleet.start(seconds_per_row=seconds_per_row)
-    wait_until(lambda: is_reserved(database, job), timeout_s=20, what="a reserved chunk")
+    fleet.start(seconds_per_row=SECONDS_PER_ROW)
+    wait_until(lambda: has_reserved_chunk(database, job), timeout_s=20, what="a reserved chunk")
     return job
 
 
 def test_worker_killed_with_a_reserved_chunk_costs_that_one_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    victim = fleet.start(seconds_per_row=UNHURRIED_S, drill=[kill_at("ahead.committed")])
+    victim = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[kill_at("ahead.committed")])
     assert victim.wait(20) == -signal.SIGKILL
     assert chunks_of(database, job)[1] == ("reserved", 1, 0, 0)
     fleet.start()
@@ -58,7 +54,7 @@ def test_worker_killed_with_a_reserved_chunk_costs_that_one_nothing(database: Da
 
 def test_worker_killed_as_its_reserved_chunk_begins_loses_and_doubles_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    victim = fleet.start(seconds_per_row=UNHURRIED_S, drill=[kill_at("claim.committed", nth=2)])
+    victim = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[kill_at("claim.committed", nth=2)])
     assert victim.wait(20) == -signal.SIGKILL
     assert "ahead.committed" in [entry.event for entry in fleet.ledger.read()]
     assert chunks_of(database, job)[1][0] == "running"
@@ -69,7 +65,7 @@ def test_worker_killed_as_its_reserved_chunk_begins_loses_and_doubles_nothing(da
 
 def test_zombie_that_wakes_with_a_reserved_chunk_writes_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    zombie = fleet.start(seconds_per_row=UNHURRIED_S, drill=[stop_at("ahead.committed")])
+    zombie = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[stop_at("ahead.committed")])
     wait_until(lambda: bool(fleet.ledger.blows()), timeout_s=20, what="the blow")
     fleet.start()
     wait_for_end(database, job)
@@ -90,7 +86,7 @@ def test_zombie_that_wakes_with_a_reserved_chunk_writes_nothing(database: Databa
 def test_reply_lost_to_a_reservation_or_its_begin_costs_nothing(
     database: Database, fleet: Fleet, blow: Blow, epochs: tuple[int, ...]
 ) -> None:
-    fleet.start(seconds_per_row=UNHURRIED_S, drill=[blow])
+    fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[blow])
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
     wait_for_end(database, job)
     assert fleet.ledger.blows() == {"lose_reply": 1}

@@ -27,7 +27,17 @@ from gistmill.queue import Bells
 from tests.support.bench import FAST, Bench, Patient, work_until_completed
 from tests.support.finetune import add_model
 from tests.support.hands import commit, end, pending, work
-from tests.support.jobs import chunk_rows_of, expire_leases, first_tenant, job_row, make_job, make_worker, take, tick
+from tests.support.jobs import (
+    chunk_rows_of,
+    expire_leases,
+    first_tenant,
+    has_reserved_chunk,
+    job_row,
+    make_job,
+    make_worker,
+    take,
+    tick,
+)
 from tests.support.servers import wait_until
 from workers.engine.base import Outcome
 from workers.engine.fake import FakeEngine
@@ -449,7 +459,7 @@ def test_pause_gives_the_reserved_chunk_back_and_a_cancel_closes_it(looking: Ben
     assert [state for state, _ in held(looking.database, job)] == ["queued"] * 4
     control.resume(looking.database, first_tenant(looking.database), job_id)
     worker = work_in_a_thread(looking)
-    wait_until(lambda: "reserved" in [state for state, _ in held(looking.database, job)], what="a reserved chunk")
+    wait_until(lambda: has_reserved_chunk(looking.database, job), what="a reserved chunk")
     control.cancel(looking.database, first_tenant(looking.database), job_id)
     worker.join(5)
     row = job_row(looking.database, job)

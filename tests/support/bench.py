@@ -16,7 +16,7 @@ from gistmill.queue import Bells
 from gistmill.settings import WorkerSettings
 from gistmill.specs import GenerationParameters, Precision
 from gistmill.sweep import Sweeper
-from tests.support.jobs import chunk_rows_of, job_row, make_worker
+from tests.support.jobs import chunk_rows_of, has_reserved_chunk, job_row, make_worker
 from tests.support.servers import wait_until
 from workers.engine.base import Engine, Outcome, Row
 from workers.engine.fake import FakeEngine
@@ -64,12 +64,9 @@ class Patient(FakeEngine):
     ) -> list[Outcome] | None:
         self._left -= len(rows)
         if self._left == 0:
-            wait_until(self._is_one_reserved, what="a reserved chunk")
+            wait_until(lambda: has_reserved_chunk(self._database, self._job), what="a reserved chunk")
             self._then(should_stop)
         return super()._forward(rows, parameters, should_stop)
-
-    def _is_one_reserved(self) -> bool:
-        return any(chunk["state"] == "reserved" for chunk in chunk_rows_of(self._database, self._job))
 
 
 @contextmanager

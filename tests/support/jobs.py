@@ -148,6 +148,11 @@ def job_row(database: Database, key: int) -> Any:
         return connection.execute(select(jobs).where(jobs.c.key == key)).mappings().one()
 
 
+def has_reserved_chunk(database: Database, key: int) -> bool:
+    """True while a worker holds a chunk of the job that it has claimed ahead."""
+    return any(chunk["state"] == "reserved" for chunk in chunk_rows_of(database, key))
+
+
 def chunk_rows_of(database: Database, key: int) -> list[Any]:
     """Return the chunks of a job in order."""
     with database.read() as connection:
