@@ -9,16 +9,18 @@ import pytest
 
 from gistmill import control
 from gistmill.db.session import Database
-from tests.support.faults import Blow, kill_at, lose_reply_at, stop_at
+from tests.support.faults import Blow, hang_at, kill_at, lose_reply_at, stop_at
 from tests.support.fleet import Fleet
 from tests.support.invariants import assert_all_ended, wait_for_end
 from tests.support.jobs import chunk_rows_of, first_tenant, has_reserved_chunk, job_row, make_job
 from tests.support.servers import wait_until
 
-# Two micro-batches of the fake engine to a chunk: behind the first one the next chunk is claimed, for which the second leaves
-# 0.6 s.
+# Two micro-batches of the fake engine to a chunk: behind the first one the next chunk is claimed, for which the second waits.
 PER_CHUNK = 12
-SECONDS_PER_ROW = 0.15
+SECONDS_PER_ROW = 0.02
+FIRST_CHUNK_LASTS = hang_at("generate.begun", 3.0, nth=2)
+# For a worker that is not to lose its lease, however slow the machine.
+LONG_LEASE_S = "10"
 TEXTS = [f"dialogue number {number:02} about something" for number in range(4 * PER_CHUNK)]
 
 
@@ -36,14 +38,14 @@ def assert_unharmed(database: Database, job: int) -> None:
 
 def start_one_with_a_reserved_chunk(database: Database, fleet: Fleet) -> int:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    fleet.start(seconds_per_row=SECONDS_PER_ROW)
+    fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[FIRST_CHUNK_LASTS], GISTMILL_WORKER__LEASE_S=LONG_LEASE_S)
     wait_until(lambda: has_reserved_chunk(database, job), timeout_s=20, what="a reserved chunk")
     return job
 
 
 def test_worker_killed_with_a_reserved_chunk_costs_that_one_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    victim = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[kill_at("ahead.committed")])
+    victim = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[FIRST_CHUNK_LASTS, kill_at("ahead.committed")])
     assert victim.wait(20) == -signal.SIGKILL
     assert chunks_of(database, job)[1] == ("reserved", 1, 0, 0)
     fleet.start()
@@ -54,7 +56,7 @@ def test_worker_killed_with_a_reserved_chunk_costs_that_one_nothing(database: Da
 
 def test_worker_killed_as_its_reserved_chunk_begins_loses_and_doubles_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    victim = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[kill_at("claim.committed", nth=2)])
+    victim = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[FIRST_CHUNK_LASTS, kill_at("claim.committed", nth=2)])
     assert victim.wait(20) == -signal.SIGKILL
     assert "ahead.committed" in [entry.event for entry in fleet.ledger.read()]
     assert chunks_of(database, job)[1][0] == "running"
@@ -65,8 +67,8 @@ def test_worker_killed_as_its_reserved_chunk_begins_loses_and_doubles_nothing(da
 
 def test_zombie_that_wakes_with_a_reserved_chunk_writes_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
-    zombie = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[stop_at("ahead.committed")])
-    wait_until(lambda: bool(fleet.ledger.blows()), timeout_s=20, what="the blow")
+    zombie = fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[FIRST_CHUNK_LASTS, stop_at("ahead.committed")])
+    wait_until(lambda: fleet.ledger.blows()["stop"] == 1, timeout_s=20, what="the blow")
     fleet.start()
     wait_for_end(database, job)
     ended = chunks_of(database, job)
@@ -86,10 +88,10 @@ def test_zombie_that_wakes_with_a_reserved_chunk_writes_nothing(database: Databa
 def test_reply_lost_to_a_reservation_or_its_begin_costs_nothing(
     database: Database, fleet: Fleet, blow: Blow, epochs: tuple[int, ...]
 ) -> None:
-    fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[blow])
+    fleet.start(seconds_per_row=SECONDS_PER_ROW, drill=[FIRST_CHUNK_LASTS, blow], GISTMILL_WORKER__LEASE_S=LONG_LEASE_S)
     job = make_job(database, TEXTS, per_chunk=PER_CHUNK)
     wait_for_end(database, job)
-    assert fleet.ledger.blows() == {"lose_reply": 1}
+    assert fleet.ledger.blows() == {"hang": 1, "lose_reply": 1}
     assert_all_ended(database, job, fleet.ledger)
     assert chunks_of(database, job) == [("done", epoch, 0, 0) for epoch in epochs]
 

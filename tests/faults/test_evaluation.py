@@ -128,7 +128,7 @@ def test_scoring_zombie_past_its_lease_writes_nothing(scoring: Scoring, point: s
 
 
 def test_evaluation_cancelled_while_it_is_scored_ends_within_five_seconds(scoring: Scoring) -> None:
-    scoring.start(hang_at("scores.committed", 1.0))
+    scoring.start(hang_at("scores.committed", 2.0))
     scoring.wait_for_blow()
     control.cancel(scoring.lab.database, scoring.lab.tenant, scoring.job_id)
     wait_until(lambda: scoring.lab.view(scoring.job_id).state == "cancelled", timeout_s=5, what="the end of the evaluation")
@@ -140,7 +140,7 @@ def test_evaluation_cancelled_while_it_is_scored_ends_within_five_seconds(scorin
 
 
 def test_paused_evaluation_stands_still_and_goes_on_where_it_was(scoring: Scoring) -> None:
-    scoring.start(hang_at("scores.committed", 1.0))
+    scoring.start(hang_at("scores.committed", 3.0))
     scoring.wait_for_blow()
     control.pause(scoring.lab.database, scoring.lab.tenant, scoring.job_id)
     queued = lambda: chunk_rows_of(scoring.lab.database, scoring.lab.key_of(scoring.job_id))[0]["state"] == "queued"  # noqa: E731
