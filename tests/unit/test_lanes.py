@@ -57,12 +57,23 @@ def outcomes_of(engine: FakeEngine, texts: list[str] = TEXTS) -> dict[int, Outco
     return {outcome.key: outcome for outcome in outcomes}
 
 
+def meeting() -> Callable[[Sequence[Row]], None]:
+    """Return what holds the first batch of either lane until both have begun."""
+    begun = threading.Barrier(2)
+
+    def meet(rows: Sequence[Row]) -> None:
+        if rows[0].prompt.key in (0, 2):
+            begun.wait(10)
+
+    return meet
+
+
 def lanes_alive() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("lane")]
 
 
 def test_two_lanes_give_the_outcomes_of_one_and_work_at_once() -> None:
-    engine = Laned(seconds_per_row=0.002)
+    engine = Laned(meeting())
 
     assert outcomes_of(engine) == outcomes_of(FakeEngine(max_rows=2))
     assert engine.most_at_once == 2
@@ -93,14 +104,15 @@ def test_next_batch_is_begun_before_one_is_handed_over() -> None:
 
 def test_one_thread_at_a_time_asks_whether_to_stop_and_never_while_the_caller_is_busy() -> None:
     asking, caller_is_busy = threading.Lock(), threading.Event()
-    asked, clashes = 0, 0
+    askers: set[str] = set()
+    clashes = 0
 
     def should_stop() -> bool:
-        nonlocal asked, clashes
+        nonlocal clashes
         if not asking.acquire(blocking=False) or caller_is_busy.is_set():
             clashes += 1
             return False
-        asked += 1
+        askers.add(threading.current_thread().name)
         time.sleep(0.0005)
         asking.release()
         return False
@@ -111,7 +123,8 @@ def test_one_thread_at_a_time_asks_whether_to_stop_and_never_while_the_caller_is
         caller_is_busy.clear()
 
     assert clashes == 0
-    assert asked > len(TEXTS)
+    assert threading.current_thread().name in askers
+    assert len(askers) > 1, "a lane asks while the caller waits"
 
 
 def test_stop_ends_both_lanes_and_is_asked_for_no_more() -> None:
@@ -121,7 +134,7 @@ def test_stop_ends_both_lanes_and_is_asked_for_no_more() -> None:
         answers.append(len(answers) == 9)
         return answers[-1]
 
-    engine = Laned(seconds_per_row=0.5)
+    engine = Laned(meeting(), seconds_per_row=0.5)
     began_at = time.monotonic()
 
     assert list(start(engine, should_stop=stop_at_the_tenth)) == []
@@ -183,12 +196,18 @@ def test_error_in_a_lane_comes_up_in_the_caller_and_ends_the_other() -> None:
 
 
 def test_closing_early_leaves_no_lane_running() -> None:
-    engine = Laned(seconds_per_row=0.3)
-    engine.on = lambda rows: setattr(engine, "seconds_per_row", 0.0 if rows[0].prompt.key < 2 else 30.0)
+    first_is_out = threading.Event()
+
+    def hold_the_others(rows: Sequence[Row]) -> None:
+        assert rows[0].prompt.key == 0 or first_is_out.wait(10)
+
+    engine = Laned(hold_the_others)
     began_at = time.monotonic()
 
     with closing(start(engine)) as batches:
         next(batches)
+        engine.seconds_per_row = 30.0
+        first_is_out.set()
         assert lanes_alive()
 
     assert time.monotonic() - began_at < 10
@@ -201,12 +220,19 @@ def test_no_rows_need_no_lane() -> None:
 
 
 def test_lanes_get_the_next_rows_of_a_stream_while_others_still_run() -> None:
-    engine = Laned(seconds_per_row=0.1)
+    meet, has_asked = meeting(), threading.Event()
+
+    def hold_the_pair(rows: Sequence[Row]) -> None:
+        meet(rows)
+        assert len(rows) == 1 or has_asked.wait(10)
+
+    engine = Laned(hold_the_pair)
     pages = [rows_from(engine, start) for start in (0, 3, 6)]
     asked_at: list[int] = []
 
     def more() -> list[Row] | None:
         asked_at.append(engine.at_once)
+        has_asked.set()
         # Not ready at first, while a lane still works and until nothing is left to do.
         return [] if [] not in batches else pages.pop(0) if pages else None
 
@@ -221,18 +247,26 @@ def test_lanes_get_the_next_rows_of_a_stream_while_others_still_run() -> None:
 
 
 def test_lane_with_nothing_to_do_asks_again_while_another_still_works() -> None:
-    engine = Laned(seconds_per_row=1.0)
+    meet, has_asked_often = meeting(), threading.Event()
+
+    def hold_the_pair(rows: Sequence[Row]) -> None:
+        meet(rows)
+        assert len(rows) == 1 or has_asked_often.wait(10)
+
+    engine = Laned(hold_the_pair)
     pages = [rows_from(engine, start) for start in (0, 3)]
     asked_at: list[int] = []
 
     def more() -> list[Row] | None:
         asked_at.append(engine.at_once)
+        if len(asked_at) == 4:
+            has_asked_often.set()
         return [] if len(asked_at) <= 3 else pages.pop(0) if pages else None
 
     batches = list(engine.complete(pages.pop(0), GREEDY, lambda: False, more))
 
     assert sorted(outcome.key for batch in batches for outcome in batch) == list(range(6))
-    # Three rows in two lanes: the third row works alone all the while.
+    # Three rows in two lanes: the third one's lane has nothing to do while the other works.
     assert asked_at[:4] == [1, 1, 1, 1]
     assert [] not in batches
 
