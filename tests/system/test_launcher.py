@@ -91,20 +91,28 @@ def test_workers_end_and_free_their_gpus_when_the_launcher_is_killed(launch: Lau
 @pytest.mark.alone
 def test_killed_worker_is_reported_within_a_second_and_replaced(launch: Launch, tmp_path: Path) -> None:
     launch(gpus("a"))
-    wait_until(lambda: len(living(tmp_path)) == 1, timeout_s=20)
-    worker, pid = next(iter(living(tmp_path).items()))
-    os.kill(pid, signal.SIGKILL)
-    wait_until((tmp_path / f"{worker}.dead").exists, timeout_s=1.0, what="the report")
-    wait_until(lambda: len(living(tmp_path)) == 1, timeout_s=20, what="the replacement")
-    assert worker not in living(tmp_path)
+
+    def seconds_until_reported() -> float:
+        wait_until(lambda: len(living(tmp_path)) == 1, timeout_s=20, what="a worker")
+        worker, pid = next(iter(living(tmp_path).items()))
+        report, killed_at = tmp_path / f"{worker}.dead", time.time()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(report.exists, timeout_s=20, what="the report")
+        wait_until(lambda: len(living(tmp_path)) == 1, timeout_s=20, what="the replacement")
+        assert worker not in living(tmp_path)
+        return report.stat().st_mtime - killed_at
+
+    # The machine may stand still for a second itself, but hardly three times.
+    assert min(seconds_until_reported() for _ in range(3)) < 1.0
 
 
 @pytest.mark.alone
 def test_worker_that_crashes_at_once_is_restarted_ever_more_slowly(launch: Launch, tmp_path: Path) -> None:
     launch(gpus("a"), "crash")
-    wait_until(lambda: len(list(tmp_path.glob("*.dead"))) >= 4, timeout_s=30)
+    wait_until(lambda: len(list(tmp_path.glob("*.dead"))) >= 6, timeout_s=60)
     deaths = sorted(path.stat().st_mtime for path in tmp_path.glob("*.dead"))
-    assert deaths[3] - deaths[2] > deaths[1] - deaths[0] - 0.1
+    # The first wait is at most 0.1 s, the fifth between 0.8 and 1.6 s.
+    assert deaths[5] - deaths[4] > 0.75
 
 
 def test_misconfigured_worker_is_not_restarted(launch: Launch, tmp_path: Path) -> None:
@@ -125,9 +133,10 @@ def test_second_signal_ends_the_drain(launch: Launch, tmp_path: Path) -> None:
     launcher = launch(gpus("a"), "stubborn", drain_s=60)
     wait_until(lambda: len(living(tmp_path)) == 1, timeout_s=20)
     launcher.terminate()
-    time.sleep(0.3)  # Two signals at once would be one.
+    # Two signals at once would be one.
+    wait_until(lambda: bool(list(tmp_path.glob("*.told"))), timeout_s=20, what="the drain")
     launcher.terminate()
-    assert launcher.wait(5) == 0
+    assert launcher.wait(20) == 0
 
 
 def test_scoring_gets_one_process_more_that_sees_no_gpu_and_is_replaced_like_others(launch: Launch, tmp_path: Path) -> None:
@@ -136,7 +145,7 @@ def test_scoring_gets_one_process_more_that_sees_no_gpu_and_is_replaced_like_oth
     seen = {(tmp_path / f"{worker}.gpu").read_text(): pid for worker, pid in living(tmp_path).items()}
     assert set(seen) == {"GPU-a", ""}
     os.kill(seen[""], signal.SIGKILL)
-    wait_until(lambda: len(list(tmp_path.glob("*.dead"))) == 1, timeout_s=5, what="the report")
+    wait_until(lambda: len(list(tmp_path.glob("*.dead"))) == 1, timeout_s=20, what="the report")
     wait_until(lambda: len(living(tmp_path)) == 2, timeout_s=20, what="the replacement")
     assert seen["GPU-a"] in living(tmp_path).values()
     launcher.terminate()

@@ -12,11 +12,11 @@ from workers import lifeline
 
 
 def main() -> int:
-    """Write `<uuid>.pid` and `<uuid>.gpu`, then behave as asked."""
+    """Write `<uuid>.pid` and `<uuid>.gpu`, then behave as asked; a stubborn one writes `<uuid>.told` where others end."""
     directory, worker, descriptor, behaviour = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     lifeline.hold(descriptor, grace_s=0.5)
     if behaviour == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: (directory / f"{worker}.told").touch())
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     (directory / f"{worker}.gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
