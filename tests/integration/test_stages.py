@@ -86,35 +86,34 @@ def test_device_goes_on_while_results_are_recorded(bench: Bench) -> None:
     assert (Watching.batches, job_row(bench.database, job)["succeeded"]) == (3, len(TEXTS))
 
 
-def test_each_stage_works_while_the_next_one_does(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    spans: dict[str, list[tuple[float, float]]] = {"read": [], "generate": [], "record": []}
+def test_all_three_stages_work_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = TEXTS + [f"another {text}" for text in TEXTS]
+    last = len(texts) // PAGE
+    meetings = {generated: threading.Barrier(3) for generated in range(2, last)}
+    begun = {"read": 0, "generate": 0, "record": 0}
 
-    def spend(stage: str) -> None:
-        began_at = time.monotonic()
-        time.sleep(0.1)
-        spans[stage].append((began_at, time.monotonic()))
+    def meet(stage: str, *, ahead: int) -> None:
+        """Wait for the other stages: one is a page ahead of the one that generates, one a page behind."""
+        begun[stage] += 1
+        if meeting := meetings.get(begun[stage] - ahead):
+            meeting.wait(10)
 
-    def overlaps(one: str, other: str) -> int:
-        return sum(any(a < d and c < b for c, d in spans[other]) for a, b in spans[one])
-
-    class Slow(FakeEngine):
+    class Meeting(FakeEngine):
         def _encode(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
-            spend("read")
+            meet("read", ahead=1)
             return super()._encode(texts, limit)
 
         def _forward(self, rows: Any, *args: Any) -> list[Outcome] | None:
-            spend("generate")
+            meet("generate", ahead=0)
             return super()._forward(rows, *args)
 
-    at_record(monkeypatch, lambda name: spend("record") if name == "record.begun" else None)
-    bench.engine = Slow
-    texts = TEXTS + [f"another {text}" for text in TEXTS]
-    make_job(bench.database, texts, per_chunk=len(texts))
+    at_record(monkeypatch, lambda name: meet("record", ahead=-1) if name == "record.begun" else None)
+    bench.engine = Meeting
+    job = make_job(bench.database, texts, per_chunk=len(texts))
     claim = claim_of(bench)
     bench.handler.run(claim, watch_of(claim))
-    # Not each: one thread may be kept waiting by what else runs on the machine.
-    assert 2 * overlaps("read", "generate") >= len(spans["read"])
-    assert 2 * overlaps("record", "generate") >= len(spans["record"])
+    assert job_row(bench.database, job)["succeeded"] == len(texts)
+    assert begun == dict.fromkeys(begun, last)
 
 
 @pytest.mark.parametrize("is_sampling", [False, True])
@@ -367,7 +366,8 @@ def test_no_more_than_one_page_is_looked_up_beyond_what_the_engine_took(bench: B
                 return further
 
             for outcomes in super().complete(rows, parameters, should_stop, ask):
-                time.sleep(0.05)
+                wait_until(lambda: len(looked) >= min(took[0] + 1, len(texts) // PAGE), what="the look beyond")
+                time.sleep(0.05)  # In which it would look further.
                 ahead.append(len(looked) - took[0])
                 yield outcomes
 
@@ -419,8 +419,8 @@ def test_stop_while_the_engine_waits_gives_the_rest_back(bench: Bench) -> None:
             return super()._encode(texts, limit)
 
         def _forward(self, *args: Any) -> list[Outcome] | None:
-            has_begun.set()
             outcomes = super()._forward(*args)
+            has_begun.set()
             wait_until(bench.drain.is_set, what="the drain")
             return outcomes
 

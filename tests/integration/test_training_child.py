@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.test_training_runs import RESULT_WEIGHTS, curve, make_inputs, make_plan, result_digest, train
 from tests.support.servers import wait_until
+from tests.support.trainings import KILL_AT
 from workers.training.child import ChildDied, TrainingChild
 from workers.training.events import Ending, Event, Finished, Halted, Started, Stepped
 from workers.training.plan import TrainingPlan
@@ -41,6 +42,23 @@ while True:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base and the rows of every run here."""
     return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def hear_all(child: TrainingChild, events: list[Event]) -> None:
+    """Add the events of a child to these until it has ended."""
+    while event := child.next_event(PATIENCE_S):
+        events.append(event)
+
+
+def hear_it_die(child: TrainingChild, *, step: int) -> list[Event]:
+    """Return the events of a child that kills itself at this step."""
+    events: list[Event] = []
+    with pytest.raises(ChildDied) as caught:
+        hear_all(child, events)
+    assert caught.value.returncode == -signal.SIGKILL
+    assert isinstance(events[-1], Stepped), events[-1]
+    assert events[-1].step == step
+    return events
 
 
 def hear(child: TrainingChild, *, until_step: int | None = None) -> list[Event]:
@@ -90,12 +108,11 @@ def kill_thrice(
     """Return the last plan of a run that was killed three times, its events, and the steps that its four parts began at."""
     resumed_steps = []
     for number, first in enumerate((3, 15, 27)):
-        with TrainingChild(resumed_from(inputs, tmp_path, number, method)) as child:
+        step = chance.randint(first, first + 9)
+        with TrainingChild(resumed_from(inputs, tmp_path, number, method), {KILL_AT: str(step)}) as child:
             child.start()
-            heard = hear(child, until_step=chance.randint(first, first + 9))
-            assert isinstance(heard[-1], Stepped), heard[-1]
+            heard = hear_it_die(child, step=step)
             resumed_steps += [event.resumed_step for event in heard if isinstance(event, Started)]
-            child.kill()
     last = resumed_from(inputs, tmp_path, 3, method)
     with TrainingChild(last) as child:
         child.start()
@@ -108,10 +125,13 @@ def test_a_child_that_is_asked_to_stop_halts_at_the_next_step(inputs: Path, tmp_
     plan = make_plan(inputs, tmp_path, "lora", epochs=1000, checkpoint_every=100_000)
     with TrainingChild(plan) as child:
         child.start()
-        assert child.next_event(0.01) is None
-        hear(child, until_step=2)
+        events = hear(child, until_step=2)
+        os.kill(child.pid, signal.SIGSTOP)
+        while event := child.next_event(0.1):
+            events.append(event)
         child.ask_to_stop()
-        events = hear(child)
+        os.kill(child.pid, signal.SIGCONT)
+        events += hear(child)
         assert isinstance(events[-1], Halted)
         last = max(event.step for event in events if isinstance(event, Stepped))
         assert events[-1].step == last
@@ -148,9 +168,10 @@ def test_a_child_dies_with_its_parent_and_so_do_its_helpers(inputs: Path, tmp_pa
         group = int(parent.stdout.readline())
         while "Stepped" not in parent.stdout.readline():
             assert parent.poll() is None
-        assert len(members(group)) >= 3, "the child and two helpers"
+        wait_until(lambda: len(members(group)) >= 3, what="the child and two helpers")
         parent.kill()
-        wait_until(lambda: not members(group), timeout_s=1.0, what="the end of the child and its helpers")
+        # Helpers look themselves after five seconds.
+        wait_until(lambda: not members(group), timeout_s=4.0, what="the end of the child and its helpers")
 
 
 def members(group: int) -> list[int]:

@@ -12,6 +12,8 @@ from workers.training import child
 
 # Where a drilled worker finds the nursery of its training children.
 ADDRESS = "GISTMILL_TEST_TRAININGS"
+# The step behind whose event a training child of the nursery kills itself.
+KILL_AT = "GISTMILL_TEST_KILL_AT"
 COMMAND = ("-m", "workers.training")
 
 

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 from tests.support.nursery import MOST_BYTES
 from tests.support.servers import die_with_parent
+from tests.support.trainings import KILL_AT
 
 # What every one of them imports sooner or later. None of it reads the environment that a fork gets.
 IMPORTED = {
@@ -105,9 +107,24 @@ def find_command() -> Callable[[list[str]], int]:
 
 def find_training() -> Callable[[list[str]], int]:
     """Return what a training child runs."""
+    from workers.training import orders
     from workers.training.__main__ import main as train
+    from workers.training.events import Event, Stepped
 
-    return train
+    class Deadly(orders.Outbox):
+        """Kills its process as soon as it has told of that step."""
+
+        def send(self, event: Event) -> None:
+            super().send(event)
+            if isinstance(event, Stepped) and str(event.step) == os.environ[KILL_AT]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def run(arguments: list[str]) -> int:
+        if KILL_AT in os.environ:
+            sys.modules[train.__module__].Outbox = Deadly  # type: ignore[attr-defined]
+        return train(arguments)
+
+    return run
 
 
 def find_status(pid: int) -> int | None:
