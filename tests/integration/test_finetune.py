@@ -29,6 +29,7 @@ from tests.support.bench import FAST, Bench, running_bench
 from tests.support.finetune import load_pairs, submit_finetune
 from tests.support.jobs import first_tenant, make_worker
 from tests.support.servers import wait_until
+from tests.support.trainings import WAIT_AT
 from workers.checkpoints import Courier
 from workers.handlers.finetune import FinetuneHandler, TrainingHost
 from workers.publishing import Publisher
@@ -137,20 +138,23 @@ def test_training_makes_one_model_with_lineage_and_a_whole_curve(trainer: Traine
 
 
 @pytest.mark.usefixtures("forked_trainings")
-def test_paused_training_goes_on_from_its_checkpoint_as_if_never_stopped(trainer: Trainer) -> None:
+def test_paused_training_goes_on_from_its_checkpoint_as_if_never_stopped(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = trainer.submit(name="whole")
     trainer.runner.work()
     stopped = trainer.submit(name="stopped")
+    monkeypatch.setenv(WAIT_AT, "4")
     thread = trainer.work_aside()
     wait_until(lambda: bool(trainer.losses(stopped)), timeout_s=60, what="a first step")
     pause(trainer.database, first_tenant(trainer.database), stopped)
     thread.join(timeout=60)
-    done = len(trainer.losses(stopped))
+    assert len(trainer.losses(stopped)) == 5
     assert trainer.view(stopped).state in ("queued", "running")
+    monkeypatch.delenv(WAIT_AT)
     resume(trainer.database, first_tenant(trainer.database), stopped)
     trainer.runner.work()
     assert trainer.view(stopped).state == "completed"
-    assert 0 < done <= STEPS
     assert trainer.losses(stopped) == trainer.losses(whole)
 
 
@@ -179,15 +183,19 @@ def test_model_that_was_published_before_a_crash_is_not_trained_again(trainer: T
 
 
 @pytest.mark.usefixtures("forked_trainings")
-def test_another_host_goes_on_from_the_checkpoint_that_the_api_has(trainer: Trainer, tmp_path: Path) -> None:
+def test_another_host_goes_on_from_the_checkpoint_that_the_api_has(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = trainer.submit(name="whole")
     trainer.runner.work()
     stopped = trainer.submit(name="stopped")
+    monkeypatch.setenv(WAIT_AT, "7")
     thread = trainer.work_aside()
     wait_until(lambda: len(trainer.losses(stopped)) >= 4, timeout_s=60, what="a step behind the first checkpoint")
     trainer.bench.drain.set()
     thread.join(timeout=60)
     trainer.bench.drain.clear()
+    monkeypatch.delenv(WAIT_AT)
     kept = trainer.api.get(f"/v1/jobs/{stopped}/checkpoints").json()
     assert kept[0]["step"] >= 4
     # The first host is gone with its disk.

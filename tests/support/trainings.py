@@ -14,6 +14,9 @@ from workers.training import child
 ADDRESS = "GISTMILL_TEST_TRAININGS"
 # The step behind whose event a training child of the nursery kills itself.
 KILL_AT = "GISTMILL_TEST_KILL_AT"
+# The step behind whose event one stands still until it is asked to stop.
+WAIT_AT = "GISTMILL_TEST_WAIT_AT"
+LONGEST_WAIT_S = 60.0
 COMMAND = ("-m", "workers.training")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.support.nursery import MOST_BYTES
 from tests.support.servers import die_with_parent
-from tests.support.trainings import KILL_AT
+from tests.support.trainings import KILL_AT, LONGEST_WAIT_S, WAIT_AT
 
 # What every one of them imports sooner or later. None of it reads the environment that a fork gets.
 IMPORTED = {
@@ -111,17 +111,29 @@ def find_training() -> Callable[[list[str]], int]:
     from workers.training.__main__ import main as train
     from workers.training.events import Event, Stepped
 
+    told: list[str] = []
+
     class Deadly(orders.Outbox):
-        """Kills its process as soon as it has told of that step."""
+        """Kills its process as soon as it has told of a certain step."""
 
         def send(self, event: Event) -> None:
             super().send(event)
-            if isinstance(event, Stepped) and str(event.step) == os.environ[KILL_AT]:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if isinstance(event, Stepped):
+                told.append(str(event.step))
+                if told[-1] == os.environ.get(KILL_AT):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    class Patient(orders.Orders):
+        """Waits for the order to stop when a certain step has been told of."""
+
+        def should_stop(self) -> bool:
+            if os.environ.get(WAIT_AT) in told:
+                self._stop.wait(LONGEST_WAIT_S)
+            return super().should_stop()
 
     def run(arguments: list[str]) -> int:
-        if KILL_AT in os.environ:
-            sys.modules[train.__module__].Outbox = Deadly  # type: ignore[attr-defined]
+        module: Any = sys.modules[train.__module__]
+        module.Outbox, module.Orders = Deadly, Patient
         return train(arguments)
 
     return run
