@@ -18,7 +18,7 @@ from tests.support.faults import (
     stop_at,
     stop_for,
 )
-from tests.support.fleet import LEASE_S, Fleet, WorkerProcess
+from tests.support.fleet import Fleet, WorkerProcess
 from tests.support.invariants import assert_all_ended, wait_for_end
 from tests.support.jobs import chunk_rows_of, job_row, make_job
 from tests.support.ledger import assert_agrees
@@ -147,8 +147,8 @@ def test_restart_storm_delays_but_loses_nothing(database: Database, fleet: Fleet
 
 def test_clock_that_is_ten_minutes_off_changes_nothing(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=6)
-    fleet.start(seconds_per_row=0.05, GISTMILL_TEST_SKEW_S="600")
-    fleet.start(seconds_per_row=0.05, GISTMILL_TEST_SKEW_S="-600")
+    for skew_s in ("600", "-600"):
+        fleet.start(seconds_per_row=0.05, GISTMILL_TEST_SKEW_S=skew_s, GISTMILL_WORKER__LEASE_S="10")
     wait_for_end(database, job)
     assert_all_ended(database, job, fleet.ledger)
     assert {chunk["epoch"] for chunk in chunk_rows_of(database, job)} == {1}
@@ -156,11 +156,11 @@ def test_clock_that_is_ten_minutes_off_changes_nothing(database: Database, fleet
 
 def test_worker_that_stands_still_for_less_than_its_lease_keeps_its_chunk(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS)
-    worker = fleet.start(seconds_per_row=0.1)
-    fleet.start()
+    for _ in range(2):
+        fleet.start(seconds_per_row=0.1, GISTMILL_WORKER__LEASE_S="6")
     wait_until(lambda: job_row(database, job)["succeeded"] > 0, timeout_s=20)
     owner = chunk_rows_of(database, job)[0]["owner"]
-    stop_for(worker if worker.uuid == owner else fleet.workers[1], LEASE_S / 4)
+    stop_for(next(worker for worker in fleet.workers if worker.uuid == owner), 1.5)
     wait_for_end(database, job)
     assert_all_ended(database, job, fleet.ledger)
     assert chunk_rows_of(database, job)[0]["epoch"] == 1

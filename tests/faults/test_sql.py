@@ -22,9 +22,9 @@ TEXTS = [f"dialogue number {number:02} about something" for number in range(40)]
 OUTAGE_S = LEASE_S + 1.5
 
 
-def start_two_and_wait_for_results(database: Database, fleet: Fleet) -> int:
-    fleet.start(seconds_per_row=0.05)
-    fleet.start(seconds_per_row=0.05)
+def start_two_and_wait_for_results(database: Database, fleet: Fleet, *, seconds_per_row: float = 0.05) -> int:
+    fleet.start(seconds_per_row=seconds_per_row)
+    fleet.start(seconds_per_row=seconds_per_row)
     job = make_job(database, TEXTS, per_chunk=20)
     wait_until(lambda: len([c for c in chunk_rows_of(database, job) if c["progressed"]]) == 2, timeout_s=20)
     return job
@@ -45,8 +45,8 @@ def test_lock_held_longer_than_the_lease_costs_no_crash(database: Database, flee
 
 
 def test_lock_held_before_the_first_result_costs_no_crash(database: Database, fleet: Fleet) -> None:
-    fleet.start(drill=[faults.hang_at("generate.begun", 1)])
-    fleet.start(drill=[faults.hang_at("generate.begun", 1)])
+    fleet.start(drill=[faults.hang_at("generate.begun", 4)])
+    fleet.start(drill=[faults.hang_at("generate.begun", 4)])
     job = make_job(database, TEXTS, per_chunk=20)
     wait_until(lambda: [c["state"] for c in chunk_rows_of(database, job)] == ["running"] * 2, timeout_s=20)
     with faults.locked(database):
@@ -92,7 +92,7 @@ class TestSQLite:
     def test_full_disk_delays_but_loses_nothing(self, sqlite_only: Database, tmp_path: Path, redis_url: str) -> None:
         fleet = Fleet(tmp_path / "fleet", str(sqlite_only.engine.url), redis_url)
         try:
-            job = start_two_and_wait_for_results(sqlite_only, fleet)
+            job = start_two_and_wait_for_results(sqlite_only, fleet, seconds_per_row=0.2)
             with faults.full_disk(fleet.workers):
                 time.sleep(OUTAGE_S)
                 assert job_row(sqlite_only, job)["state"] == "running"

@@ -25,11 +25,14 @@ def wait_until_running(database: Database, job: int, *, succeeded: int = 4) -> N
 
 
 def owner_of_a_chunk(database: Database, fleet: Fleet, job: int) -> WorkerProcess:
-    def owners() -> list[str]:
-        return [chunk["owner"] for chunk in chunk_rows_of(database, job) if chunk["state"] == "running"]
+    owners: list[str] = []
 
-    wait_until(lambda: bool(owners()), timeout_s=20, what="a running chunk")
-    return next(worker for worker in fleet.workers if worker.uuid == owners()[0])
+    def is_owned() -> bool:
+        owners[:] = [chunk["owner"] for chunk in chunk_rows_of(database, job) if chunk["state"] == "running"]
+        return bool(owners)
+
+    wait_until(is_owned, timeout_s=20, what="a running chunk")
+    return next(worker for worker in fleet.workers if worker.uuid == owners[0])
 
 
 @pytest.fixture
@@ -40,9 +43,9 @@ def programs(forked_workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def slow_pair(fleet: Fleet) -> Fleet:
-    """Two workers that take 50 ms per dialogue."""
-    fleet.start(seconds_per_row=0.05)
-    fleet.start(seconds_per_row=0.05)
+    """Two workers that take 100 ms per dialogue."""
+    fleet.start(seconds_per_row=0.1)
+    fleet.start(seconds_per_row=0.1)
     return fleet
 
 
@@ -76,15 +79,17 @@ def test_killed_workers_chunk_is_queued_again_and_finished_by_the_other(database
 
 
 @pytest.mark.alone
-def test_terminated_worker_drains_in_two_seconds_and_costs_no_retry(database: Database, slow_pair: Fleet) -> None:
-    job = make_job(database, TEXTS, per_chunk=30)
+def test_terminated_worker_drains_long_before_its_chunk_would_end_and_costs_no_retry(database: Database, fleet: Fleet) -> None:
+    job = make_job(database, TEXTS, per_chunk=60)
+    victim = fleet.start(seconds_per_row=0.2)
     wait_until_running(database, job)
-    victim = owner_of_a_chunk(database, slow_pair, job)
     asked_at = time.monotonic()
     victim.send(signal.SIGTERM)
     assert victim.wait() == 0
-    assert time.monotonic() - asked_at < 2.0
-    assert victim.uuid not in {chunk["owner"] for chunk in chunk_rows_of(database, job)}
+    # What is left of the chunk, 52 rows, would take it ten.
+    assert time.monotonic() - asked_at < 5.0
+    assert [(chunk["state"], chunk["owner"]) for chunk in chunk_rows_of(database, job)] == [("queued", None)]
+    fleet.start()
     wait_for_end(database, job)
     assert_complete(database, job)
     assert {(chunk["failures"], chunk["crashes"]) for chunk in chunk_rows_of(database, job)} == {(0, 0)}
