@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 from sqlalchemy import select
 
 from gistmill.client import Client
@@ -28,6 +29,8 @@ from tests.support.jobs import chunk_rows_of, job_row
 from tests.support.servers import wait_until
 
 OUTAGE_S = LEASE_S + 2.5
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_host_cut_off_longer_than_its_lease_writes_nothing_old_and_works_again(
@@ -78,7 +81,7 @@ def test_host_that_never_doubts_its_lease_is_stopped_by_the_fence(
 def test_work_goes_on_while_the_api_is_cut_off(
     fleet: Fleet, client: Client, database: Database, tmp_path: Path, recovery: Recovery
 ) -> None:
-    start_both(fleet, GISTMILL_WORKER__FAKE_SECONDS_PER_ROW="0.05")
+    start_both(fleet, GISTMILL_WORKER__FAKE_SECONDS_PER_ROW="0.1")
     job = submit(client, tmp_path, rows=200)
     key = wait_until_shared(fleet, database, job)
     recovery.cut("api")
@@ -92,7 +95,7 @@ def test_work_goes_on_while_the_api_is_cut_off(
 def test_work_submitted_while_redis_is_cut_off_runs_when_it_is_joined(
     fleet: Fleet, client: Client, database: Database, tmp_path: Path, recovery: Recovery
 ) -> None:
-    start_both(fleet, GISTMILL_WORKER__FAKE_SECONDS_PER_ROW="0.05")
+    start_both(fleet, GISTMILL_WORKER__FAKE_SECONDS_PER_ROW="0.1")
     job = submit(client, tmp_path, rows=200)
     key = wait_until_shared(fleet, database, job)
     recovery.cut("redis")
@@ -109,7 +112,7 @@ def test_work_submitted_while_redis_is_cut_off_runs_when_it_is_joined(
 def test_postgres_cut_off_longer_than_the_lease_costs_no_crash(
     fleet: Fleet, client: Client, database: Database, tmp_path: Path, recovery: Recovery
 ) -> None:
-    start_both(fleet, GISTMILL_WORKER__FAKE_SECONDS_PER_ROW="0.05")
+    start_both(fleet, GISTMILL_WORKER__FAKE_SECONDS_PER_ROW="0.1")
     job = submit(client, tmp_path, rows=200)
     key = wait_until_shared(fleet, database, job)
     planned = job_row(database, key)["chunks"]

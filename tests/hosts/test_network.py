@@ -19,6 +19,8 @@ from tests.support.servers import die_with_parent, wait_until
 MARK = "HOSTS_TEST_RUN"
 HOSTS_AND_SWITCH = 7
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.mark.usefixtures("network")
 def test_nothing_is_left_of_a_network() -> None:
@@ -59,7 +61,7 @@ def test_killed_run_leaves_no_process_and_no_namespace(tmp_path: Path, scratch: 
             preexec_fn=die_with_parent,
         )
     logs = (tmp_path / "run").glob
-    wait_until(lambda: any("chunk_started" in path.read_text() for path in logs("*/worker-b/log")), timeout_s=60, what="work")
+    wait_until(lambda: any("chunk_started" in path.read_text() for path in logs("*/worker-b/log")), timeout_s=150, what="work")
     inodes = {network_of(process) for process in processes_of_run(mark)} - {network_of(os.getpid())}
     assert len(inodes) == HOSTS_AND_SWITCH
     run.send_signal(signal.SIGKILL)

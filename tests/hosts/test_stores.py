@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from gistmill.client import Client, Job
 from gistmill.db.session import Database
 from models_store.store import Store
@@ -21,6 +23,8 @@ SHORT = {"max_new_tokens": 8}
 OUTAGE_S = LEASE_S + 2.5
 # The weights are 2.6 MB: they take five seconds, so the cut meets them on their way.
 SLOW_BITS_PER_S = 4_000_000
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_two_hosts_share_a_job_and_each_fetches_the_model_into_its_own_store(

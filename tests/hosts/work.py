@@ -34,7 +34,7 @@ def start_both(fleet: Fleet, **environment: str) -> None:
 
 def wait_until_both_started(fleet: Fleet) -> None:
     """Wait until the workers of both hosts are ready."""
-    wait_until(lambda: all(fleet.events(name, "worker_started") for name in WORKERS), timeout_s=40, what="both workers")
+    wait_until(lambda: all(fleet.events(name, "worker_started") for name in WORKERS), timeout_s=80, what="both workers")
 
 
 def key_of(database: Database, job: Job) -> int:
@@ -46,8 +46,12 @@ def key_of(database: Database, job: Job) -> int:
 def wait_until_shared(fleet: Fleet, database: Database, job: Job) -> int:
     """Wait until both hosts work on the job and have written results; return its key."""
     key = key_of(database, job)
-    wait_until(lambda: len([c for c in chunk_rows_of(database, key) if c["progressed"]]) >= 2, timeout_s=30)
-    assert all(fleet.chunks_of(name, job.id) for name in WORKERS)
+
+    def is_shared() -> bool:
+        progressed = [chunk for chunk in chunk_rows_of(database, key) if chunk["progressed"]]
+        return len(progressed) >= 2 and all(fleet.chunks_of(name, job.id) for name in WORKERS)
+
+    wait_until(is_shared, timeout_s=60, what="results of both hosts")
     return key
 
 
