@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import count
@@ -67,7 +69,7 @@ def test_more_lanes_than_threads_are_not_made(flan: Path, store: Store) -> None:
 def wait_until_idle(engine: CTranslate2Engine) -> None:
     """Wait for the translator, which counts a batch as active until a little after it has given its results."""
     translator = engine._translator
-    wait_until(lambda: translator.num_active_batches == translator.num_queued_batches == 0, timeout_s=2, what="idle lanes")
+    wait_until(lambda: translator.num_active_batches == translator.num_queued_batches == 0, what="idle lanes")
 
 
 class Meeting(CTranslate2Engine):
@@ -115,6 +117,35 @@ def test_closing_early_ends_the_batch_that_runs(flan: Path, store: Store) -> Non
 
     wait_until_idle(engine)
     assert lanes_alive() == 0
+
+
+def test_translator_is_never_held_by_a_thread_of_its_own(flan: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = in_lanes(flan, store, 2)
+    translate, kept = engine._translator.translate_batch, []
+
+    class Kept:
+        """Translates, and keeps what the engine is called back by, as CTranslate2's thread does for a while."""
+
+        def translate_batch(self, *arguments: Any, callback: Any, **named: Any) -> Any:
+            kept.append(callback)
+            return translate(*arguments, callback=callback, **named)
+
+    class Asking:
+        """Asks whether to stop for somebody who holds the engine."""
+
+        held = engine
+
+        def __call__(self) -> bool:
+            return False
+
+    asking = Asking()
+    alive = weakref.ref(asking)
+    monkeypatch.setattr(engine, "_translator", Kept())
+    assert list(start(engine, prompts_of(TEXTS[:8]), SHORT, asking))
+    assert kept
+    del asking
+    gc.collect()
+    assert alive() is None
 
 
 class Failing(CTranslate2Engine):

@@ -180,6 +180,8 @@ class CTranslate2Engine(TunedEngine):
             if watch.is_stopped:
                 return None
             return [self._outcome(row, tokens, watch.bad_steps.get(n)) for n, (row, tokens) in enumerate(written)]
+        finally:
+            watch.let_go()
         raise failed
 
     def _translate(
@@ -206,10 +208,18 @@ class CTranslate2Engine(TunedEngine):
         return completed(row, tokens, self._tokenizer.decode(tokens), self._ends)
 
 
+def _stop_now() -> bool:
+    return True
+
+
 class _StepWatch:
     """Is called by CTranslate2 for every token of every row; asks once per step whether to stop, and then ends all rows.
 
     `bad_steps` has the first step at which the score of a row was no number.
+
+    CTranslate2's thread keeps it until a little after the call that it was for. Were it to hold the engine then, by what asks
+    whether to stop, and be the last to, that thread would end the translator that it belongs to, and with it the process:
+    "terminate called after throwing an instance of 'std::system_error', what(): Resource deadlock avoided".
     """
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
@@ -217,6 +227,10 @@ class _StepWatch:
         self._step = -1
         self.is_stopped = False
         self.bad_steps: dict[int, int] = {}
+
+    def let_go(self) -> None:
+        """Hold nothing of the caller's any more; the call is over."""
+        self._should_stop = _stop_now
 
     def __call__(self, token: Any) -> bool:
         if token.step != self._step:
