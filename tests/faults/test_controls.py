@@ -104,7 +104,7 @@ def test_wish_reaches_every_worker_of_a_job_within_five_seconds(
 
 def test_cancel_of_a_job_whose_worker_was_killed_ends_it(database: Database, fleet: Fleet) -> None:
     job = make_job(database, TEXTS, per_chunk=20)
-    victim = fleet.start(seconds_per_row=0.05)
+    victim = fleet.start(seconds_per_row=0.2)
     wait_until(lambda: job_row(database, job)["succeeded"] > 0, timeout_s=20)
     victim.send(signal.SIGKILL)
     victim.wait()

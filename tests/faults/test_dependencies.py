@@ -22,7 +22,9 @@ def test_worker_killed_as_it_releases_what_waits_loses_nothing(database: Databas
     need = make_job(database, TEXTS)
     between = make_waiting(database, need, texts=TEXTS[:6])
     last = make_waiting(database, between, need, texts=TEXTS)
-    victim = fleet.start(seconds_per_row=0.1, drill=[kill_at(f"ending.{moment}", ending="finish")])
+    drill = [kill_at(f"ending.{moment}", ending="finish")]
+    # Long enough for a look at what it leaves before another one ends the job in its place.
+    victim = fleet.start(seconds_per_row=0.1, drill=drill, GISTMILL_WORKER__LEASE_S="6")
     wait_until(lambda: job_row(database, need)["state"] == "running", timeout_s=20)
     fleet.start()
     assert victim.wait(30.0) == -signal.SIGKILL

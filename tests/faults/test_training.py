@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,5 +159,11 @@ def test_training_cancelled_in_an_evaluation_makes_no_model(training: Training) 
 def children_of(worker: WorkerProcess) -> list[int]:
     """Return the training children of a worker."""
     listed = Path(f"/proc/{worker.process.pid}/task").glob("*/children")
-    children = [int(pid) for path in listed for pid in path.read_text().split()]
-    return [pid for pid in children if b"workers.training" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    # A thread that lists them, or one of them, may end meanwhile.
+    for path in listed:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for pid in path.read_text().split():
+                if b"workers.training" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
+    return found

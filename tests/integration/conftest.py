@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gistmill import queue
 from gistmill.db import bulk
 from gistmill.db.session import Database
 from tests.support.bench import Bench, running_bench
@@ -26,6 +27,12 @@ def bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]
 def forked_trainings(training_nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training children of this process are forks. Without, each is a program of its own."""
     monkeypatch.setattr(child, "subprocess", ForkingSubprocess(training_nursery))
+
+
+@pytest.fixture
+def patient_bells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that a busy machine keeps waiting for seconds counts as one that answers."""
+    monkeypatch.setattr(queue, "RING_TIMEOUT_S", 10.0)
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ def test_health_and_openapi_need_no_token(sqlite_api: TestClient) -> None:
     assert_problem(sqlite_api.get("/docs"), 401, "unauthorized")
 
 
+@pytest.mark.usefixtures("patient_bells")
 def test_ready_tells_of_database_redis_and_workers(database: Database, settings: Settings, tmp_path: Path) -> None:
     with running_api(database, settings) as client:
         assert client.get("/readyz").json() == {"database": True, "redis": True, "consuming": True}

@@ -26,6 +26,7 @@ def test_after_a_ring_that_timed_out_nobody_waits_again_for_a_while(monkeypatch:
         bells.close()
 
 
+@pytest.mark.usefixtures("patient_bells")
 def test_list_never_holds_more_bells_than_listeners(redis_url: str) -> None:
     bells = Bells(redis_url, "test:")
     assert [bells.ring("summarize", listeners=2) for _ in range(5)] == [True, True, False, False, False]

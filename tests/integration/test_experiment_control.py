@@ -164,6 +164,7 @@ def test_paused_experiment_rests_with_its_steps(graph: Graph) -> None:
     assert take(graph.database, worker) is not None
 
 
+@pytest.mark.usefixtures("patient_bells")
 def test_no_bell_is_hung_where_nobody_listens(redis_url: str) -> None:
     with closing(Bells(redis_url, "experiments:")) as bells:
         assert (bells.ring("experiment"), bells.waiting("experiment")) == (False, 0)

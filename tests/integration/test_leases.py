@@ -32,7 +32,7 @@ def test_lease_is_renewed_only_while_the_work_progresses(database: Database, ben
     watch.enter(0.2)
     wait_until(lambda: watch.is_stalled and watch.stopped_at is not None, what="the stall being noticed")
     limit = watch.write_until
-    wait_until(lambda: time.monotonic() > limit, timeout_s=5, what="the end of the lease")
+    wait_until(lambda: time.monotonic() > limit, what="the end of the lease")
     assert watch.write_until == limit
     bench.heartbeat.unwatch()
 
@@ -47,7 +47,7 @@ def test_process_ends_when_the_handler_does_not_stop_after_losing_its_lease(
     expire_leases(database)
     database.transact(lambda connection: connection.exec_driver_sql("UPDATE chunks SET epoch = epoch + 1"))
     bench.heartbeat.watch(claim, requested_at=time.monotonic())
-    wait_until(lambda: EXIT_HUNG in bench.exits, timeout_s=5)
+    wait_until(lambda: EXIT_HUNG in bench.exits, what="the end of the process")
     bench.heartbeat.unwatch()
 
 
@@ -107,7 +107,7 @@ def test_worker_whose_heartbeat_died_ends(database: Database, redis_url: str, mo
 
     monkeypatch.setattr(heartbeat, "beat", broken)
     heartbeat.start()
-    wait_until(lambda: exits == [EXIT_HUNG], timeout_s=5)
+    wait_until(lambda: exits == [EXIT_HUNG], what="the end of the process")
     heartbeat.stop()  # Its exception must be noted in this test, which expects it, and not in the next one.
     bells.close()
 

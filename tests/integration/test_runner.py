@@ -276,6 +276,7 @@ def test_chunk_whose_ending_got_no_answer_is_given_back_before_the_next_claim(
     assert (row["state"], row["generated"], chunk["epoch"], chunk["crashes"]) == ("completed", 12, 2, 0)
 
 
+@pytest.mark.usefixtures("patient_bells")
 def test_worker_rings_for_what_its_chunk_released_although_it_has_just_rung(bench: Bench, redis_url: str) -> None:
     bells = Bells(redis_url, "test:")
     bench.heartbeat.sweeper._next = math.inf

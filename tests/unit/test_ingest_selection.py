@@ -106,7 +106,7 @@ def test_a_selection_made_to_be_slow_is_refused_at_once(text: str) -> None:
     with pytest.raises(InvalidSelection):
         parse_selection(text, 1_000_000)
 
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
 
 
 def test_a_dataset_reference_has_a_name_a_split_and_a_selection() -> None:

@@ -13,6 +13,7 @@ from tests.soak.classes import BY_NAME, FaultClass
 from tests.soak.plan import Fault, Met, Plan
 from tests.soak.stage import Stage
 from tests.soak.storm import TRIES, Storm, count_met
+from tests.support.servers import wait_until
 
 
 class FakeStage:
@@ -69,9 +70,12 @@ def test_class_that_cannot_be_met_keeps_no_other_of_its_lane_from_it(monkeypatch
     monkeypatch.setitem(BY_NAME, "impossible", FaultClass("impossible", "its lane", lambda *_: None, "itself"))
     impossible = Fault(2, "impossible", "its lane", 0.0, 0, {})
     storm.plan = replace(storm.plan, faults=(impossible, *storm.plan.faults))
-    ender = threading.Timer(1.0, storm.stage.over.set)
-    ender.start()
-    storm._run_lane("its lane")
-    ender.cancel()
+    lane = threading.Thread(target=storm._run_lane, args=["its lane"])
+    lane.start()
+    try:
+        wait_until(lambda: count_met(storm.told, "elusive") == 2, what="the class that can be met")
+    finally:
+        storm.stage.over.set()
+        lane.join()
     assert count_met(storm.told, "elusive") == 2
     assert count_met(storm.told, "impossible") == 0

@@ -37,7 +37,7 @@ def bells() -> Chimes:
 
 @pytest.fixture
 def sweeper(sqlite_only: Database, bells: Chimes) -> Sweeper:
-    return Sweeper(sqlite_only, bells, WorkerSettings(lease_s=2))
+    return Sweeper(sqlite_only, bells, WorkerSettings(lease_s=60))
 
 
 def set_state(database: Database, state: str) -> None:
@@ -77,7 +77,7 @@ def test_process_that_has_just_started_takes_nothing_away(sqlite_only: Database,
     assert chunk_rows_of(sqlite_only, job)[0]["owner"] == "gone"
     sweeper.contact.answered()
     assert sweeper.contact.since is not None
-    sweeper.contact.since -= 3
+    sweeper.contact.since -= 61
     sweeper.sweep()
     assert chunk_rows_of(sqlite_only, job)[0]["owner"] is None
 
