@@ -159,11 +159,12 @@ def test_training_cancelled_in_an_evaluation_makes_no_model(training: Training) 
 def children_of(worker: WorkerProcess) -> list[int]:
     """Return the training children of a worker."""
     listed = Path(f"/proc/{worker.process.pid}/task").glob("*/children")
-    found = []
-    # A thread that lists them, or one of them, may end meanwhile.
-    for path in listed:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            for pid in path.read_text().split():
-                if b"workers.training" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(int(pid))
-    return found
+    children = [int(pid) for path in listed for pid in read_while_it_lives(path).split()]
+    return [pid for pid in children if b"workers.training" in read_while_it_lives(Path(f"/proc/{pid}/cmdline"))]
+
+
+def read_while_it_lives(path: Path) -> bytes:
+    """Return a file of a process or thread, nothing when that has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return path.read_bytes()
+    return b""

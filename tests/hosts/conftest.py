@@ -8,16 +8,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-import httpx2
 import pytest
 
 from gistmill.client import Client
 from gistmill.db.session import Database, open_database
 from models_store.store import Store
+from tests.support.api import answers
 from tests.support.databases import NoPostgreSQL, PostgreSQLServer, name_in
 from tests.support.fleet import FAST
 from tests.support.hosts import NETWORK, Host, Network, NoNetwork
@@ -49,12 +48,7 @@ class Fleet:
         self._start(self.network["api"], sys.executable, "-c", "from gistmill.cli import main; main()", "api", environment={})
         log = self.directory / "api" / "log"
         wait_until(lambda: "api_starts" in log.read_text(), timeout_s=120, what="the api")
-        wait_until(self._answers, timeout_s=60, what="an answer of the api")
-
-    def _answers(self) -> bool:
-        with suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/healthz", timeout=5).is_success
-        return False
+        wait_until(lambda: answers(self.url), timeout_s=60, what="an answer of the api")
 
     def start_worker(self, name: str, **environment: str) -> None:
         """Start the launcher on a worker host."""

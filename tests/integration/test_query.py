@@ -216,7 +216,7 @@ def test_query_that_takes_too_long_is_ended(database: Database) -> None:
     with pytest.raises(QueryTimeout) as caught:
         ask(database, endless, timeout_s=0.5)
     assert caught.value.code == "query_timeout"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 5
 
 
 def test_answers_that_would_fill_the_memory_are_refused(database: Database) -> None:

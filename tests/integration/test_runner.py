@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,13 +17,12 @@ from gistmill.db.claim import Claim, claim
 from gistmill.db.tables import jobs, workers
 from gistmill.errors import DeviceFull, DeviceTooSmall, LeaseLost, ModelUnavailable, ModelUnreadable, StoreUnavailable
 from gistmill.queue import Bells
-from gistmill.specs import GenerationParameters
-from tests.support.bench import FAST, TEXTS, Bench, errors_of, work_until_completed
+from tests.support.bench import FAST, TEXTS, Bench, OneBatch, errors_of, work_until_completed
 from tests.support.graphs import make_evaluation, states
 from tests.support.jobs import chunk_rows_of, first_tenant, job_row, make_job, make_worker, take
 from tests.support.servers import wait_until
 from workers import runner
-from workers.engine.base import Engine, Outcome, Row
+from workers.engine.base import Engine, Outcome
 from workers.engine.fake import FakeEngine
 from workers.runner import EXIT_LOST_DEVICE
 
@@ -161,26 +160,8 @@ def test_process_that_lost_its_device_ends_after_it_gave_the_chunk_back(bench: B
     ]
 
 
-class OneBatch(FakeEngine):
-    """Makes one micro-batch of two rows, and is at every further one until it is told to stop."""
-
-    has_made_it = False
-
-    def __init__(self) -> None:
-        super().__init__(max_rows=2)
-
-    def _forward(
-        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
-    ) -> list[Outcome] | None:
-        if self.has_made_it:
-            wait_until(should_stop, what="a stop")
-            return None
-        self.has_made_it = True
-        return super()._forward(rows, parameters, should_stop)
-
-
 def start_and_wait_for_a_batch(bench: Bench, job: int) -> threading.Thread:
-    bench.engine = OneBatch
+    bench.engine = lambda: OneBatch(max_rows=2)
     bench.handler.settings = FAST.model_copy(update={"commit_s": 0.0})
     worker = threading.Thread(target=bench.runner.work)
     worker.start()

@@ -16,7 +16,7 @@ from gistmill.db.pending import load_pending
 from gistmill.db.tables import generations, results
 from gistmill.errors import JobEnded, StoreUnavailable
 from gistmill.specs import GenerationParameters
-from tests.support.bench import FAST, TEXTS, Bench
+from tests.support.bench import FAST, TEXTS, Bench, OneBatch
 from tests.support.jobs import chunk_rows_of, job_row, make_job, take
 from tests.support.servers import wait_until
 from workers.engine.base import More, Outcome, Row
@@ -459,26 +459,16 @@ def test_error_of_the_writer_ends_the_chunk_and_nothing_more_is_written(
 
 
 def test_writer_that_fails_stops_the_device_within_a_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OneBatch()
+
     def fail(name: str) -> None:
-        wait_until(lambda: Endless.batches == 2, what="the second batch")
+        wait_until(lambda: engine.batches == 2, what="the second batch")
         raise StoreUnavailable("away")
 
-    class Endless(FakeEngine):
-        """Its second batch ends only when it is told to stop."""
-
-        batches = 0
-
-        def _forward(self, rows: Any, parameters: Any, should_stop: Callable[[], bool]) -> list[Outcome] | None:
-            type(self).batches += 1
-            if self.batches == 1:
-                return super()._forward(rows, parameters, should_stop)
-            wait_until(should_stop, what="being told to stop")
-            return None
-
     at_record(monkeypatch, fail)
-    bench.engine = Endless
+    bench.engine = lambda: engine
     make_job(bench.database, TEXTS)
     claim = claim_of(bench)
     with pytest.raises(StoreUnavailable):
         bench.handler.run(claim, watch_of(claim))
-    assert Endless.batches == 2
+    assert engine.batches == 2

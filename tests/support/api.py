@@ -56,3 +56,11 @@ def listening_api(database: Database, settings: Settings) -> Iterator[httpx2.Cli
     server.should_exit = True
     thread.join()
     bells.close()
+
+
+def answers(url: str) -> bool:
+    """True when the api there says that it is well."""
+    try:
+        return httpx2.get(f"{url}/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False

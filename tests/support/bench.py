@@ -69,6 +69,23 @@ class Patient(FakeEngine):
         return super()._forward(rows, parameters, should_stop)
 
 
+class OneBatch(FakeEngine):
+    """Makes one micro-batch, and is at the next until it is told to stop; `batches` counts those that were begun."""
+
+    def __init__(self, *, max_rows: int = 8) -> None:
+        super().__init__(max_rows=max_rows)
+        self.batches = 0
+
+    def _forward(
+        self, rows: Sequence[Row], parameters: GenerationParameters, should_stop: Callable[[], bool]
+    ) -> list[Outcome] | None:
+        self.batches += 1
+        if self.batches == 1:
+            return super()._forward(rows, parameters, should_stop)
+        wait_until(should_stop, what="being told to stop")
+        return None
+
+
 @contextmanager
 def running_bench(database: Database, redis_url: str, tmp_path: Path) -> Iterator[Bench]:
     """Give a bench whose heart beats."""

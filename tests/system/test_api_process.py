@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 
+from tests.support.api import answers
 from tests.support.servers import die_with_parent, free_port, wait_until
 
 TOKEN = "t" * 32
@@ -29,10 +30,7 @@ def start(home: Path, port: int, **settings: str) -> subprocess.Popen[str]:
 
 def is_up(process: subprocess.Popen[str], port: int) -> bool:
     assert process.poll() is None, process.communicate()
-    try:
-        return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
-    except httpx2.TransportError:
-        return False
+    return answers(f"http://127.0.0.1:{port}")
 
 
 def test_api_sets_up_an_empty_database_serves_and_ends_on_sigterm(

@@ -101,12 +101,12 @@ def test_too_many_listed_rows_are_refused() -> None:
 
 @pytest.mark.parametrize("text", ["[" + ",".join(map(str, range(99_999))) + ",99998]", "[" + " " * 999_998 + "x"])
 def test_a_selection_made_to_be_slow_is_refused_at_once(text: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
 
     with pytest.raises(InvalidSelection):
         parse_selection(text, 1_000_000)
 
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 2
 
 
 def test_a_dataset_reference_has_a_name_a_split_and_a_selection() -> None:

@@ -68,6 +68,17 @@ def meeting() -> Callable[[Sequence[Row]], None]:
     return meet
 
 
+def pairs_wait_for(event: threading.Event) -> Callable[[Sequence[Row]], None]:
+    """Return what lets both lanes begin, and then holds batches of two rows until this is set."""
+    meet = meeting()
+
+    def hold(rows: Sequence[Row]) -> None:
+        meet(rows)
+        assert len(rows) == 1 or event.wait(10)
+
+    return hold
+
+
 def lanes_alive() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("lane")]
 
@@ -220,13 +231,8 @@ def test_no_rows_need_no_lane() -> None:
 
 
 def test_lanes_get_the_next_rows_of_a_stream_while_others_still_run() -> None:
-    meet, has_asked = meeting(), threading.Event()
-
-    def hold_the_pair(rows: Sequence[Row]) -> None:
-        meet(rows)
-        assert len(rows) == 1 or has_asked.wait(10)
-
-    engine = Laned(hold_the_pair)
+    has_asked = threading.Event()
+    engine = Laned(pairs_wait_for(has_asked))
     pages = [rows_from(engine, start) for start in (0, 3, 6)]
     asked_at: list[int] = []
 
@@ -247,13 +253,8 @@ def test_lanes_get_the_next_rows_of_a_stream_while_others_still_run() -> None:
 
 
 def test_lane_with_nothing_to_do_asks_again_while_another_still_works() -> None:
-    meet, has_asked_often = meeting(), threading.Event()
-
-    def hold_the_pair(rows: Sequence[Row]) -> None:
-        meet(rows)
-        assert len(rows) == 1 or has_asked_often.wait(10)
-
-    engine = Laned(hold_the_pair)
+    has_asked_often = threading.Event()
+    engine = Laned(pairs_wait_for(has_asked_often))
     pages = [rows_from(engine, start) for start in (0, 3)]
     asked_at: list[int] = []
 

@@ -208,10 +208,6 @@ class CTranslate2Engine(TunedEngine):
         return completed(row, tokens, self._tokenizer.decode(tokens), self._ends)
 
 
-def _stop_now() -> bool:
-    return True
-
-
 class _StepWatch:
     """Is called by CTranslate2 for every token of every row; asks once per step whether to stop, and then ends all rows.
 
@@ -230,7 +226,7 @@ class _StepWatch:
 
     def let_go(self) -> None:
         """Hold nothing of the caller's any more; the call is over."""
-        self._should_stop = _stop_now
+        self._should_stop = lambda: True
 
     def __call__(self, token: Any) -> bool:
         if token.step != self._step:
